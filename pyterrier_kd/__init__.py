@@ -1,0 +1,45 @@
+"""pyterrier_kd: small, fast neural rankers, distilled from big ones inside PyTerrier pipelines.
+
+The names below are imported when they are first used, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import datasets, errors, losses, strategies
+    from .distiller import Distiller
+    from .groups import Sampler
+    from .load import load
+    from .rankers import BertDot, CrossEncoder, Ranker
+    from .strategies import Strategy
+    from .teachers import Ensemble, Teacher
+    from .training import Stage
+
+_MODULES = ("datasets", "errors", "losses", "strategies")
+_NAMES = {
+    "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "Ranker": "rankers", "Sampler": "groups",
+    "Stage": "training", "Strategy": "strategies", "Teacher": "teachers", "load": "load",
+}
+
+__all__ = [
+    "BertDot", "CrossEncoder", "Distiller", "Ensemble", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
+    "datasets", "errors", "load", "losses", "strategies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name at its first use."""
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+        globals()[name] = value     # a function may be named as its module (load): the function wins
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,6 @@
+"""``pt.get_dataset("kd:...")``: collections that are on every machine where this package is installed."""
+
+from .functions import identifiers_split
+from .provider import KDDatasets, PyCode
+
+__all__ = ["KDDatasets", "PyCode", "identifiers_split"]

@@ -1,0 +1,226 @@
+"""A fit under way: stages one after the other, validation, the best student so far, and a place on disk to go on from.
+
+The checkpoint folder holds ``last/`` (all that is needed to end in the same weights as an unbroken run) and ``best/`` (the best
+student so far, a ranker's folder like any other). Both appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import CheckpointError
+from .formats.checkpoints import read_json
+from .groups import Groups
+from .rankers import Ranker
+from .signals import Batch, Signals
+from .strategies import Strategy
+from .teachers import described, given_signals, live_signals
+from .training import BEST, POSITION, Stage, Training, accelerator_for
+
+VALIDATIONS = 10        # a stage, unless told otherwise
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What a fit is told; see ``Distiller``."""
+
+    strategy: Strategy
+    teacher: Any
+    measure: Any
+    validate_every: int | None
+    patience: int | None
+    folder: Path | None
+    precision: str | None
+    tracker: str | None
+    seed: int
+    verbose: bool
+
+
+class Fit:
+    """One fit under way: its stages, its best student so far, its place on disk.
+
+    Args:
+        settings: What does not change.
+        start: The student to start from; a copy is trained.
+        groups: The training groups of each stage, with teacher scores where the stage's loss reads only those.
+        validate: Measures a student, or None.
+
+    Attributes:
+        history: A row for each slice of steps.
+        stopped: Whether it was interrupted from the keyboard.
+    """
+
+    def __init__(self, settings: FitSettings, start: Ranker, groups: list[Groups], validate: Callable[[Ranker], float] | None) -> None:
+        self.settings, self.groups, self.validate = settings, groups, validate
+        self.student = start.clone()
+        self.accelerator = accelerator_for(start.device, settings.precision, settings.tracker, settings.folder)
+        self.student.device = self.accelerator.device
+        self.student.model.to(self.accelerator.device)
+        self.identity = self._identity(start)
+        self.history: list[dict[str, Any]] = []
+        self.best_value, self.best_step, self.waited = -np.inf, 0, 0
+        self.best_weights: dict[str, Tensor] | None = None
+        self.stopped = False
+
+    def _identity(self, start: Ranker) -> str:
+        """Identifies data and settings, so that a folder is never resumed by another training."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (repr(self.settings.strategy), self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes,
+                     described(self.settings.teacher), self.accelerator.mixed_precision):
+            digest.update(repr(part).encode())
+        for g in self.groups:
+            for array in (g.text, g.starts, g.label, *([] if g.teacher is None else [g.teacher])):
+                digest.update(np.ascontiguousarray(array).tobytes())
+            for text in (*g.queries, *g.texts):
+                digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def run(self) -> None:
+        """Trains every stage, from where the folder says; Ctrl-C ends it with the best student so far."""
+        position = self._found()
+        if self.settings.tracker is not None:
+            self.accelerator.init_trackers("pyterrier_kd", config={"strategy": repr(self.settings.strategy), "seed": self.settings.seed})
+        try:
+            for index, stage in enumerate(self.settings.strategy.stages):
+                if index >= position.get("stage", 0):
+                    self._stage(index, stage, position if index == position.get("stage") else {})
+        except KeyboardInterrupt:
+            self.stopped = True
+            warnings.warn(self._kept(), stacklevel=3)
+        finally:
+            if self.settings.tracker is not None:
+                self.accelerator.end_training()
+
+    def result(self) -> tuple[Ranker, pd.DataFrame]:
+        """The best student so far, with where it comes from, and the history."""
+        self._take_best()
+        self.student.model.eval()
+        self.student.name = ""
+        settings = self.settings
+        self.student.metadata_ = {
+            "teacher": described(settings.teacher) if settings.teacher is not None else None, "strategy": repr(settings.strategy), "seed": settings.seed,
+            "data": self.identity, "steps": int(self.history[-1]["step"]) if self.history else 0,
+            **({str(settings.measure): self.best_value} if self.best_weights is not None else {})}
+        return self.student, pd.DataFrame(self.history)
+
+    def _stage(self, index: int, stage: Stage, position: dict[str, Any]) -> None:
+        """Trains one stage in slices of steps, with a validation and a checkpoint after each."""
+        groups = self.groups[index]
+        tokens = self.student.tokens(groups.queries, groups.texts)
+        training = Training(stage, self.student, tokens, groups, self._teacher(stage, groups), self.accelerator, (self.settings.seed, index))
+        if not position:
+            self.best_value, self.best_step, self.waited, self.best_weights = -np.inf, 0, 0, None
+        elif (last := self._last()) is not None and position["done"]:
+            training.restore(last)
+        every = self.settings.validate_every or max(1, training.total // VALIDATIONS)
+        with self._bar(stage, training) as report:
+            while training.done < training.total and not self._patience_over():
+                row = training.run(every - training.done % every, report)
+                self._record(stage, training, row)
+                self._checkpoint(training, index)
+        self._take_best()
+
+    def _teacher(self, stage: Stage, groups: Groups) -> Callable[[Batch], Signals]:
+        """What gives a stage its target signals."""
+        names = stage.loss.needs.teacher
+        if names <= {"scores"}:
+            return given_signals
+        return live_signals(self.settings.teacher if stage.teacher is None else stage.teacher, groups, names, stage.loss, self.accelerator.device)
+
+    @contextlib.contextmanager
+    def _bar(self, stage: Stage, training: Training) -> Iterator[Callable[[float, int], None]]:
+        """A progress bar with loss, measure, pairs a second and the time left."""
+        disable = not self.settings.verbose or not self.accelerator.is_main_process
+        with pt.tqdm(total=training.total, initial=training.done, desc=f"{stage.name}", unit="step", disable=disable) as bar:
+            pairs = 0
+
+            def report(loss: float, count: int) -> None:
+                nonlocal pairs
+                pairs += count
+                bar.update(1)
+                shown = {"loss": f"{loss:.4g}", "pairs/s": f"{pairs / max(1e-9, bar.format_dict['elapsed']):.0f}"}
+                bar.set_postfix(shown | ({str(self.settings.measure): f"{self.best_value:.4f} at {self.best_step}"} if self.best_step else {}))
+
+            yield report
+
+    def _record(self, stage: Stage, training: Training, row: dict[str, float]) -> None:
+        """Validates, keeps the best weights, and adds a row to the history."""
+        record: dict[str, Any] = {"stage": stage.name, "step": training.done, **row}
+        if self.validate is not None:
+            value = self.validate(self.student)
+            record[str(self.settings.measure)] = value
+            if value > self.best_value:
+                self.best_value, self.best_step, self.waited = value, training.done, 0
+                self.best_weights = {k: v.detach().cpu().clone() for k, v in self.student.model.state_dict().items()}
+            else:
+                self.waited += 1
+        self.history.append(record)
+        if self.settings.tracker is not None:
+            self.accelerator.log({f"{stage.name}/{k}": v for k, v in record.items() if k not in ("stage", "step")}, step=training.done)
+
+    def _patience_over(self) -> bool:
+        return self.settings.patience is not None and self.waited >= self.settings.patience
+
+    def _take_best(self) -> None:
+        """Goes back to the best weights of this stage, where validation found any."""
+        if self.best_weights is not None:
+            self.student.model.load_state_dict(self.best_weights)
+
+    def _kept(self) -> str:
+        """What is left of a training that was interrupted."""
+        step = self.history[-1]["step"] if self.history else 0
+        best = f"the best student so far ({self.settings.measure} {self.best_value:.4f} at step {self.best_step})" if self.best_weights is not None else "the student as it is now"
+        again = f"; fit again to go on from {self.settings.folder}" if self.settings.folder is not None else ""
+        return f"Distiller.fit was interrupted after step {step} of stage {self.history[-1]['stage'] if self.history else 'one'!r}: student_ is {best}{again}."
+
+    # ------------------------------------------------------------------ the checkpoint folder: last/, best.safetensors, best/
+
+    def _last(self) -> Path | None:
+        """Where the latest state is."""
+        return self.settings.folder / "last" if self.settings.folder is not None else None
+
+    def _found(self) -> dict[str, Any]:
+        """The position that the folder holds, or {}.
+
+        Raises:
+            CheckpointError: If it is another training's.
+        """
+        last = self._last()
+        position = read_json(str(last), POSITION) if last is not None and last.is_dir() else {}
+        if not position:
+            return {}
+        if position["identity"] != self.identity:
+            raise CheckpointError(f"{self.settings.folder} holds another training (its student, teacher, strategy, seed or data differ from this one's): "
+                                  "pass another checkpoint=, or remove the folder.")
+        self.history, self.waited = position["history"], position["waited"]
+        if position["best_step"]:
+            self.best_value, self.best_step = position["best_value"], position["best_step"]
+            assert last is not None
+            self.best_weights = load_file(last / BEST)
+        return position
+
+    def _checkpoint(self, training: Training, stage: int) -> None:
+        """Writes the state; a disk that is full or read-only costs a warning, not the training."""
+        last = self._last()
+        if last is None or self.settings.folder is None:
+            return
+        position = {"identity": self.identity, "stage": stage, "history": self.history, "waited": self.waited, "best_step": self.best_step,
+                    "best_value": self.best_value if self.best_step else None}
+        try:
+            training.save(last, position, self.best_weights)
+            if self.accelerator.is_main_process and self.best_step in (0, training.done):
+                self.student.save(self.settings.folder / "best")
+        except OSError as error:
+            warnings.warn(f"Distiller.fit: {error}. Training goes on; the previous checkpoint stays.", stacklevel=3)

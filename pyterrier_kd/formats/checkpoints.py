@@ -1,0 +1,191 @@
+"""Checkpoint folders: loaded strictly, written atomically, identified by their weights.
+
+Strict means that every weight of the model is in the checkpoint and every weight of the checkpoint is in the model.
+Two exceptions are known by name: the heads that pre-training leaves behind are ignored, and a checkpoint of an encoder
+without a ranking head gets a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import logging as hf_logging
+from transformers.utils.hub import cached_file
+
+from ..errors import CheckpointError, some
+
+METADATA = "pt_meta.json"
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
+PRETRAINING_HEADS = re.compile(
+    r"^(cls\.(predictions|seq_relationship)\.|lm_head\.|vocab_(transform|layer_norm|projector)\.|predictions\.|sop_classifier\."
+    r"|discriminator_predictions\.|generator_(predictions|lm_head)\.|decoder\.|head\.(dense|norm)\.)|(^|\.)position_ids$")
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silences the progress bars and reports of transformers; what is wrong with a checkpoint, our own errors say."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_strict(auto_class: Any, name: str, *, new_head: bool = False, **config: Any) -> tuple[nn.Module, str]:
+    """Loads a transformers model and accounts for every weight.
+
+    Args:
+        auto_class: ``AutoModel`` or ``AutoModelForSequenceClassification``.
+        name: A folder, or a name on the Hugging Face hub.
+        new_head: Whether a checkpoint without a head gets a new one.
+        **config: Overrides of the model's configuration, such as ``num_labels``.
+
+    Returns:
+        The model in float32 and eval mode, and "loaded" or "new" for its head.
+
+    Raises:
+        CheckpointError: If the folder is incomplete, damaged, or has missing or unexpected weights.
+    """
+    try:
+        with quiet_loading():
+            model, info = auto_class.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **config)
+    except Exception as error:          # each backend has its own exceptions for damaged files
+        held = sorted(os.listdir(name)) if os.path.isdir(name) else "no such folder here, and not found on the hub"
+        raise CheckpointError(f"{name!r} cannot be loaded as a model (found: {held}): {str(error).strip()[:500]}") from error
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    base = model.base_model_prefix + "."
+    head = {k for k in model.state_dict() if not k.startswith(base)} if auto_class is not transformers.AutoModel else set()
+    pooler = {k for k in model.state_dict() if re.search(r"(^|\.)pooler\.", k)}
+    state = "loaded"
+    if head and head <= missing and new_head:
+        missing -= head | pooler
+        state = "new"
+    if auto_class is transformers.AutoModel:
+        missing -= pooler               # of an encoder we read the hidden states: its pooler is not used
+        unexpected = {k for k in unexpected if not re.search(r"(^|\.)pooler\.", k)}
+    unexpected = {k for k in unexpected if not PRETRAINING_HEADS.search(k)}
+    if missing or unexpected:
+        raise CheckpointError(f"{name!r} does not fit {type(model).__name__}: missing weights {some(sorted(missing)) or 'none'}; "
+                              f"unexpected weights {some(sorted(unexpected)) or 'none'}. Load it as the kind of model that it was saved as.")
+    return model.eval(), state
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: If the folder holds none. (transformers would make an empty one, to which every word is unknown.)
+    """
+    try:
+        if not any(find_file(name, f) for f in VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)} is there")
+        with quiet_loading():
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(f"{name!r} has no tokenizer that can be loaded: {str(error).strip()[:300]}") from error
+
+
+def model_limit(config: Any, tokenizer: Any) -> int:
+    """The most tokens that a model and its tokenizer take; 512 where neither says."""
+    limits = []
+    if isinstance(positions := getattr(config, "max_position_embeddings", None), int) and positions > 0:
+        # RoBERTa's family counts positions from pad_token_id + 1 on
+        offset = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet") else 0
+        limits.append(positions - offset)
+    if tokenizer.model_max_length < 1_000_000:
+        limits.append(tokenizer.model_max_length)
+    return min(limits) if limits else 512
+
+
+def find_file(name: str, filename: str) -> Path | None:
+    """A file of a folder or hub repository, or None where it has none."""
+    if os.path.isdir(name):
+        path = Path(name) / filename
+        return path if path.is_file() else None
+    with quiet_loading(), contextlib.suppress(OSError):
+        found = cached_file(
+            name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        return Path(found) if found else None
+    return None
+
+
+def read_json(name: str, filename: str) -> dict[str, Any]:
+    """A JSON file of a folder or hub repository, or {} where it has none.
+
+    Raises:
+        CheckpointError: If it is not JSON.
+    """
+    path = find_file(name, filename)
+    if path is None:
+        return {}
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A folder that is there whole or not at all.
+
+    Yields a new folder beside ``path``; when the block ends well it takes the place of ``path``. If writing fails, on a
+    full disk for instance, what was at ``path`` stays as it was and the unfinished folder is removed.
+    """
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
+    old = fresh.with_suffix(".old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        yield fresh
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or (errno.ENOSPC if "os error 28" in reason else errno.EIO)
+        raise OSError(number, f"could not write {path}: {reason}; what was there before is unchanged") from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file that people can read."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hexadecimal digits that identify a model's weights: their names, shapes, types and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,7 @@
+"""Rankers, in a file for each architecture: trainable scorers of (query, text) pairs that are PyTerrier transformers."""
+
+from .base import Ranker, Tokens
+from .bert_dot import BertDot
+from .cross_encoder import CrossEncoder
+
+__all__ = ["BertDot", "CrossEncoder", "Ranker", "Tokens"]

@@ -1,0 +1,361 @@
+"""A ranker: a trainable scorer of (query, text) pairs, and a PyTerrier transformer.
+
+Used twice. In a pipeline, ``transform`` scores the rows of a frame: it visits them in windows, prepares each distinct
+query and text once, and asks the architecture for the scores of the rows. In training, ``signals`` scores a ``Batch``
+with gradients. An architecture implements only what differs: how a side is prepared, and how two sides make a score.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+
+from .. import scoring
+from ..errors import CheckpointError, DataError, some
+from ..formats.checkpoints import METADATA, atomic_folder, read_json, weights_fingerprint, write_json
+from ..signals import Batch, Signals
+from ..tokens import TokenTable
+
+TextFields = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token tables of the queries and texts that the rows of a ``Batch`` point into."""
+
+    queries: TokenTable
+    texts: TokenTable
+
+
+class Ranker(pt.Transformer, ABC):
+    """What all rankers share. See ``CrossEncoder`` and ``BertDot``.
+
+    Attributes:
+        model: The torch module.
+        tokenizer: Its transformers tokenizer.
+        head_: "loaded" or "new": whether the weights that make a score came from the checkpoint.
+        metadata_: What is known of how the weights came to be (teacher, strategy, losses, seed, measure, ...).
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = ("text_field", "query_prompt", "text_prompt")
+    signal_names: ClassVar[frozenset[str]] = frozenset({"scores"})
+
+    model: Any      # a torch module; its own attributes (config, heads) depend on its kind
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, batch_size: int | None, text_field: TextFields,
+                 query_prompt: str, text_prompt: str, texts: pt.Transformer | None, device: str | torch.device | None,
+                 dtype: torch.dtype | str | None, verbose: bool) -> None:
+        self.device = torch.device(device) if device is not None else best_device()
+        self.model, self.tokenizer, self.name = model.to(self.device).eval(), tokenizer, name
+        self.batch_size, self.text_field, self.texts = batch_size, text_field, texts
+        self.query_prompt, self.text_prompt, self.verbose = query_prompt, text_prompt, verbose
+        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.head_ = "loaded"
+        self.metadata_: dict[str, Any] = {}
+        self._fingerprint: tuple[Any, str] | None = None
+        self._cut_reported = False
+
+    # ------------------------------------------------------------------ what an architecture implements
+
+    @abstractmethod
+    def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
+        """Tokenises the queries and texts that batches will point into."""
+
+    @abstractmethod
+    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
+        """Scores a batch, with gradients if the model is in training.
+
+        Args:
+            batch: The batch; its rows point into ``tokens``.
+            tokens: What ``tokens`` returned for the texts of the training.
+            names: The signals asked for.
+
+        Raises:
+            MissingSignal: If a signal is asked for that this architecture does not have.
+        """
+
+    @abstractmethod
+    def _prepare_queries(self, queries: list[str]) -> Any:
+        """Whatever the distinct queries of a frame are turned into before any row is scored."""
+
+    @abstractmethod
+    def _prepare_texts(self, texts: list[str]) -> tuple[Any, int]:
+        """Whatever the distinct texts of a window are turned into, and how many of them were cut."""
+
+    @abstractmethod
+    def _score_rows(self, queries: Any, query_rows: np.ndarray, texts: Any, text_rows: np.ndarray,
+                    progress: Callable[[int], object]) -> np.ndarray:
+        """(N,) float32 scores of N pairs, given as rows of what was prepared."""
+
+    # ------------------------------------------------------------------ scoring
+
+    def score(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Scores pairs given as two lists.
+
+        Args:
+            queries: N queries.
+            texts: N texts.
+
+        Returns:
+            (N,) float32 scores, independent of the order and number of the pairs.
+
+        Raises:
+            DataError: If a query leaves no room for a text, or a score is not finite.
+        """
+        query_codes, distinct_queries = pd.factorize(np.asarray(queries, dtype=object))
+        text_codes, distinct_texts = pd.factorize(np.asarray(texts, dtype=object))
+        scores = np.empty(len(query_codes), dtype=np.float32)
+        cut = 0
+        training = self.model.training
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.device, self.dtype), \
+                pt.tqdm(total=len(scores), desc=str(self), unit="pair", disable=not (self.verbose and len(scores))) as bar:
+            prepared = self._prepare_queries(list(distinct_queries)) if len(scores) else None
+            for rows in scoring.windows(text_codes):
+                codes, local = np.unique(text_codes[rows], return_inverse=True)
+                side, shortened = self._prepare_texts(list(distinct_texts[codes]))
+                cut += shortened
+                scores[rows] = self._score_rows(prepared, query_codes[rows], side, local, bar.update)
+        self.model.train(training)
+        self._report_cut(cut, len(distinct_texts))
+        if not np.isfinite(scores).all():
+            raise DataError(f"{self!r} gave {int((~np.isfinite(scores)).sum())} scores of {len(scores)} that are not finite: "
+                            "its weights are damaged, or its dtype is too narrow (dtype=None computes in float32).")
+        return scores
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Re-ranks: the same rows in the same order, with ``score`` and ``rank`` set.
+
+        Args:
+            inp: A frame with ``qid``, ``query``, ``docno`` and the text field(s); others are kept as they are.
+        """
+        frame, texts = self._checked(inp)
+        if not len(frame):
+            return pt.model.add_ranks(frame.assign(score=pd.Series(dtype="float64")))
+        return pt.model.add_ranks(frame.assign(score=self.score(frame["query"].tolist(), texts).astype("float64")))
+
+    def _checked(self, inp: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """A copy of the frame without scores, and the text of each row."""
+        fields = fields_of(self.text_field)
+        loaded = self.texts is not None and not all(f in inp.columns for f in fields)
+        columns = ["query", *([] if loaded else fields)]
+        with explained(self, inp, columns):
+            pt.validate.result_frame(inp, extra_columns=columns, context=self)
+        out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
+        if not len(out):
+            return out, []
+        require_strings(out, "query", self)
+        return out, row_texts(out, fields, self.texts if loaded else None, self)
+
+    def _report_cut(self, cut: int, total: int) -> None:
+        """Says once that texts were longer than the model takes."""
+        if cut and not self._cut_reported:
+            self._cut_reported = True
+            warnings.warn(f"{self!r}: {cut} of {total} texts are longer than the model takes and were cut (reported once). "
+                          "For long documents, split them into passages first: pt.text.sliding(...) >> ranker >> pt.text.max_passage().",
+                          stacklevel=4)
+
+    # ------------------------------------------------------------------ identity
+
+    def settings(self) -> dict[str, Any]:
+        """The settings on which scores depend, as JSON values."""
+        values = {key: getattr(self, key) for key in self.SETTINGS}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the weights; computed once for each state of the weights.
+
+        Torch counts the changes of a tensor, but fused optimisers change it uncounted: norms tell as well.
+        """
+        held = [*self.model.parameters(), *self.model.buffers()]
+        state = tuple((id(p), p.data_ptr(), p._version, float(p.detach().float().norm())) for p in held)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = (state, weights_fingerprint(self.model))
+        return self._fingerprint[1]
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes two rankers score alike; PyTerrier shares the work of transformers that are equal."""
+        return (type(self).__name__, self.fingerprint(), repr(self.settings()), repr(self.texts), self.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Ranker) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        shown = f"{Path(self.name).name if Path(self.name).is_absolute() else self.name!r}, " if self.name else ""
+        return f"{type(self).__name__}({shown}weights={self.fingerprint()[:6]})"
+
+    # ------------------------------------------------------------------ copies and folders
+
+    def clone(self) -> Self:
+        """A ranker of its own with the same weights; training one leaves the other as it is."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model)
+        twin.metadata_ = copy.deepcopy(self.metadata_)
+        twin._fingerprint = None
+        return twin
+
+    def frozen(self, device: torch.device) -> Ranker:
+        """A copy that will not change, on ``device``: a teacher at work. An architecture may let it remember."""
+        twin = self.clone()
+        twin.model = twin.model.to(device).eval().requires_grad_(False)
+        twin.device = device
+        return twin
+
+    def shrink(self, layers: int | Sequence[int] | None = None, hidden: int | None = None) -> Self:
+        """A smaller ranker made of this one's weights: the usual start of a student.
+
+        Args:
+            layers: How many layers (evenly spaced, the first and the last among them), or a list of layer numbers;
+                ``range(k)`` keeps the first k. None (default) keeps all.
+            hidden: The hidden size, a multiple of the number of attention heads. None (default) keeps it.
+
+        Raises:
+            ValueError: If a layer does not exist, or the hidden size does not fit.
+        """
+        small = copy.copy(self)
+        small.model = self._shrunk_model(layers, hidden).to(self.device).eval()
+        small.metadata_ = {"shrunk_from": self.fingerprint()}
+        small._fingerprint = None
+        return small
+
+    @abstractmethod
+    def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
+        """The torch module of ``shrink``."""
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a folder that is a Hugging Face model folder and a PyTerrier artifact.
+
+        The folder appears whole or not at all; if writing fails, what was at ``path`` stays as it was.
+
+        Args:
+            path: The folder; replaced if it exists.
+
+        Raises:
+            OSError: If the disk is full or cannot be written.
+        """
+        with atomic_folder(path) as folder:
+            self._save_model(folder)
+            self.tokenizer.save_pretrained(folder)
+            write_json(folder / METADATA, {
+                "type": "neural_ranker", "format": "kd", "package_hint": "pyterrier-kd", "ranker": type(self).__name__,
+                "settings": self.settings(), "fingerprint": self.fingerprint(), **self.metadata_})
+        return Path(path)
+
+    @abstractmethod
+    def _save_model(self, folder: Path) -> None:
+        """Writes weights and configuration."""
+
+    @classmethod
+    def load(cls, path: Any, **settings: Any) -> Self:
+        """Loads what ``save`` wrote; the same as the constructor with the folder's name.
+
+        Raises:
+            CheckpointError: If the folder is incomplete, damaged or of another kind of ranker.
+        """
+        return cls(str(path), **settings)
+
+    from_pretrained = load
+
+    def warm_up(self) -> Self:
+        """Scores one pair, so that what a device does only once is not counted in the first query's time."""
+        self.score(["warm"], ["up"])
+        return self
+
+    schematic: ClassVar[dict[str, Any]] = {"label": "Ranker", "help_url": None}
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """None: a text loader is a setting, no stage of its own."""
+        return {}
+
+
+WRITTEN = ("type", "format", "package_hint", "ranker", "settings", "fingerprint")     # anew, at every save
+
+
+def stored_metadata(name: str, ranker: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that ``save`` wrote into a folder, and what it tells of its making; both {} for a foreign folder.
+
+    Raises:
+        CheckpointError: If the folder holds another kind of ranker.
+    """
+    metadata = read_json(name, METADATA)
+    if metadata.get("ranker", ranker) != ranker:
+        raise CheckpointError(f"{name!r} holds a {metadata['ranker']}, not a {ranker}: load it with kd.load({name!r}).")
+    return metadata.get("settings", {}), {k: v for k, v in metadata.items() if k not in WRITTEN}
+
+
+def takes_types(encoder: torch.nn.Module, tokenizer: Any) -> bool:
+    """Whether a model reads the type ids that its tokenizer gives."""
+    accepted = "token_type_ids" in inspect.signature(encoder.forward).parameters
+    return accepted and "token_type_ids" in tokenizer.model_input_names and getattr(encoder.config, "type_vocab_size", 0) > 1
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Computes in ``dtype`` where one is given, in float32 otherwise."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32))
+
+
+def fields_of(text_field: TextFields) -> list[str]:
+    """The text fields as a list."""
+    return [text_field] if isinstance(text_field, str) else list(text_field)
+
+
+@contextlib.contextmanager
+def explained(who: Any, inp: pd.DataFrame, columns: list[str]) -> Iterator[None]:
+    """Checks of PyTerrier's own, with a message that says which columns are there and what to do."""
+    try:
+        yield
+    except pt.validate.InputValidationError as error:
+        missing = [c for c in ["qid", "docno", *columns] if c not in inp.columns]
+        message = (f"{type(who).__name__} needs the column(s) {missing}; the frame has {list(inp.columns)}. Texts are added by "
+                   "`>> dataset.text_loader()` before this stage or by texts=; another column is read with text_field=.")
+        raise pt.validate.InputValidationError(message, error.modes) from None
+
+
+def require_strings(frame: pd.DataFrame, column: str, who: Any) -> None:
+    """Refuses missing values and anything but strings in a column."""
+    values = frame[column]
+    bad = values.isna() | ~values.map(lambda v: isinstance(v, str))
+    if bad.any():
+        keys = [c for c in ("qid", "docno") if c in frame.columns]
+        rows = [tuple(r) for r in frame.loc[bad, keys].head(3).itertuples(index=False)]
+        raise DataError(f"{type(who).__name__}: {int(bad.sum())} of {len(frame)} rows have no string in the column {column!r} "
+                        f"(first: {some(rows)}). Drop those rows, or fill the column with frame[{column!r}].fillna('').")
+
+
+def row_texts(frame: pd.DataFrame, fields: list[str], loader: pt.Transformer | None, who: Any) -> list[str]:
+    """The text of each row: its fields joined by a space, from the frame or from a text loader.
+
+    Raises:
+        DataError: If a text is missing.
+    """
+    if loader is not None:
+        documents = frame[["qid", "query", "docno"]].drop_duplicates("docno").reset_index(drop=True)
+        loaded = loader.transform(documents).drop_duplicates("docno")
+        frame = frame[["qid", "docno"]].merge(loaded[["docno", *fields]], on="docno", how="left")
+    for field in fields:
+        require_strings(frame, field, who)
+    if len(fields) == 1:
+        return list(frame[fields[0]].tolist())
+    return [" ".join(p for p in parts if p) for parts in zip(*(frame[f].tolist() for f in fields), strict=True)]

@@ -1,0 +1,179 @@
+"""Cross-encoder (BERT_CAT, monoBERT, TinyBERT): query and text are read together, the head makes the score.
+
+Any encoder with a sequence-classification class in transformers. One logit is the score; of two classes the score is
+logit[1] - logit[0], the log-odds of relevance, from which softmax over the two classes can be had again. Scores are
+always raw: no sigmoid, which would squeeze the margins that distillation lives on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyterrier as pt
+import torch
+import transformers
+from torch import Tensor
+
+from .. import scoring
+from ..errors import CheckpointError
+from ..formats import sentence_transformers
+from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
+from ..signals import Batch, Signals, missing_signal
+from ..tokens import Template, TokenTable, assemble, check_room, tokenise
+from .base import Ranker, TextFields, Tokens, stored_metadata, takes_types
+from .shrink import shrunk
+
+
+class CrossEncoder(Ranker):
+    """Scores a query and a text read together.
+
+    Args:
+        model: A folder or hub name, or a transformers model for sequence classification with 1 or 2 labels. A
+            checkpoint of an encoder without a head gets a new one: ``head_`` is then "new" and a warning says so.
+        tokenizer: The model's tokenizer; only with a model object.
+        max_length: The most tokens of query, text and special tokens together. Default: what the model takes.
+        query_length: The most tokens of a query; longer ones are cut. Default None: queries are never cut, and one
+            that leaves no room for a text is an error.
+        classes: 1 or 2 logits of a new head. Default 1.
+        batch_size: The most rows a batch. Default None: as many as fit a budget of tokens.
+        text_field: The column, or several to be joined by a space, that holds the text. Default "text".
+        query_prompt: Text put before each query. Default "".
+        text_prompt: Text put before each text. Default "".
+        texts: A text loader, for frames without the text field.
+        device: Default: CUDA, else MPS, else CPU.
+        dtype: Compute in this dtype by autocast, such as "bfloat16". Default: float32.
+        verbose: Whether to show a progress bar. Default False.
+
+    Raises:
+        CheckpointError: If the folder is not a whole checkpoint of such a model.
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = (*Ranker.SETTINGS, "max_length", "query_length")
+    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "logits"})
+    schematic: ClassVar[dict[str, Any]] = {"label": "CrossEncoder", "help_url": None}
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, max_length: int | None = None, query_length: int | None = None,
+                 classes: int | None = None, batch_size: int | None = None, text_field: TextFields | None = None,
+                 query_prompt: str | None = None, text_prompt: str | None = None, texts: pt.Transformer | None = None,
+                 device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, verbose: bool = False) -> None:
+        name = ""
+        head = "loaded"
+        stored: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
+        if isinstance(model, str | Path):
+            name = str(model)
+            stored, metadata = stored_metadata(name, "CrossEncoder")
+            model, head = load(name, classes)
+            tokenizer = load_tokenizer(name)
+        if model.config.num_labels not in (1, 2):
+            raise CheckpointError(f"CrossEncoder takes a head of 1 or 2 classes; {name or type(model).__name__} has {model.config.num_labels}.")
+        super().__init__(model, tokenizer, name=name, batch_size=batch_size, text_field=text_field or stored.get("text_field", "text"),
+                         query_prompt=stored.get("query_prompt", "") if query_prompt is None else query_prompt,
+                         text_prompt=stored.get("text_prompt", "") if text_prompt is None else text_prompt,
+                         texts=texts, device=device, dtype=dtype, verbose=verbose)
+        if head == "new":
+            warnings.warn(f"{name!r} has no ranking head: CrossEncoder made a new one with random weights; train it before use.", stacklevel=2)
+        self.head_, self.metadata_, self.classes = head, metadata, model.config.num_labels
+        limit = model_limit(model.config, tokenizer)
+        self.max_length = min(max_length or stored.get("max_length") or limit, limit)
+        self.query_length = query_length or stored.get("query_length")
+        self.template = Template.of(tokenizer, 2, types=takes_types(model, tokenizer))
+
+    # ------------------------------------------------------------------ scoring
+
+    def _prepare_queries(self, queries: list[str]) -> TokenTable:
+        table = tokenise(self.tokenizer, queries, self.query_length or self.max_length, self.query_prompt)
+        check_room(queries, table.lengths, self.template.special, self.max_length, repr(self))
+        return table
+
+    def _prepare_texts(self, texts: list[str]) -> tuple[TokenTable, int]:
+        table = tokenise(self.tokenizer, texts, self.max_length - self.template.special, self.text_prompt)
+        return table, table.cut
+
+    def _score_rows(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray,
+                    progress: Callable[[int], object]) -> np.ndarray:
+        def forward(rows: np.ndarray) -> np.ndarray:
+            logits = self._logits(queries, query_rows[rows], texts, text_rows[rows])
+            scores: np.ndarray = scores_of(logits).cpu().numpy()
+            return scores
+
+        return scoring.by_length(self._lengths(queries, query_rows, texts, text_rows), forward, self._budget(), progress, self.batch_size)
+
+    def _lengths(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> np.ndarray:
+        """(N,) tokens of each pair after cutting."""
+        lengths: np.ndarray = np.minimum(queries.lengths[query_rows] + texts.lengths[text_rows] + self.template.special, self.max_length)
+        return lengths
+
+    def _logits(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> Tensor:
+        """(N, C) float32 logits of N pairs."""
+        room = self.max_length - self.template.special
+        pairs = [(q := queries[i], texts[j][:room - len(q)]) for i, j in zip(query_rows, text_rows, strict=True)]
+        inputs = assemble(self.template, pairs, self.tokenizer.pad_token_id or 0, self.device)
+        logits: Tensor = self.model(**inputs).logits
+        return logits.float()
+
+    def _budget(self) -> int:
+        return scoring.TOKENS.get(self.device.type, scoring.TOKENS["cuda"])
+
+    # ------------------------------------------------------------------ training
+
+    def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
+        """Tokenises queries and texts; see ``Ranker.tokens``."""
+        return Tokens(self._prepare_queries(list(queries)), self._prepare_texts(list(texts))[0])
+
+    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
+        """Scores and logits of a batch; see ``Ranker.signals``.
+
+        The pairs run in pieces of similar length: less padding, and on a CPU activations that stay in its cache.
+        """
+        for wanted in sorted(names - self.signal_names):
+            raise missing_signal(wanted, "This loss", repr(self), sorted(self.signal_names))
+        rows = batch.mask.flatten().nonzero().squeeze(1)                                     # (N,) the real pairs
+        query_rows = batch.queries.repeat_interleave(batch.mask.shape[1])[rows].cpu().numpy()
+        text_rows = batch.texts.flatten()[rows].cpu().numpy()
+        lengths = self._lengths(tokens.queries, query_rows, tokens.texts, text_rows)
+        pieces = list(scoring.length_batches(lengths, self._budget(), self.batch_size))
+        logits = torch.cat([self._logits(tokens.queries, query_rows[p], tokens.texts, text_rows[p]) for p in pieces])
+        order = rows[torch.from_numpy(np.concatenate(pieces)).to(rows.device)]
+        flat = logits.new_zeros(batch.mask.numel(), logits.shape[-1]).index_copy(0, order, logits)
+        shaped = flat.view(*batch.mask.shape, -1)                                            # (B, n, C)
+        return Signals(scores_of(shaped), logits=shaped, who=type(self).__name__)
+
+    # ------------------------------------------------------------------ copies and folders
+
+    def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
+        model: torch.nn.Module = shrunk(self.model, layers, hidden)
+        return model
+
+    def _save_model(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def load(name: str, classes: int | None) -> tuple[Any, str]:
+    """The model of a checkpoint, with a new head where it has none.
+
+    Raises:
+        CheckpointError: If it is a sentence-transformers cross-encoder of several modules, or not a whole checkpoint.
+    """
+    if sentence_transformers.kind_of(name) == "CrossEncoder" and len(sentence_transformers.module_kinds(name)) > 1:
+        raise CheckpointError(f"{name!r} is a sentence-transformers cross-encoder made of the modules {sentence_transformers.module_kinds(name)}; "
+                              "CrossEncoder reads those with a sequence-classification head.")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(f"{name!r} cannot be loaded as a model: {str(error).strip()[:500]}") from error
+    has_head = any("SequenceClassification" in a for a in config.architectures or [])
+    if has_head and classes not in (None, config.num_labels):
+        raise CheckpointError(f"{name!r} has a head of {config.num_labels} class(es), not classes={classes}.")
+    if has_head:
+        return load_strict(transformers.AutoModelForSequenceClassification, name)
+    return load_strict(transformers.AutoModelForSequenceClassification, name, new_head=True, num_labels=classes or 1)
+
+
+def scores_of(logits: Tensor) -> Tensor:
+    """(..., C) logits -> (...) scores: the only logit, or the log-odds of the second class."""
+    return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]

@@ -1,0 +1,310 @@
+"""A teacher is anything that scores: a ranker, any PyTerrier transformer or pipeline, a run, or a sum of those.
+
+Whatever the user has becomes a weighted sum of *leaves*: PyTerrier's ``+`` and ``*`` are walked, never called, since ``+`` gives a
+row that one side dropped the score 0. Each leaf is asked once for each (query, text), in chunks that are stored as they
+come; the sum is formed afterwards. A loss that needs more than scores is answered live by leaves that are rankers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+from pyterrier import _ops as operators
+
+from .errors import TeacherError, some
+from .groups import Groups
+from .rankers import Ranker
+from .score_store import ScoreStore, score_key
+from .signals import Batch, Signals, missing_signal
+
+FIRST_CHUNK, CHUNK_SECONDS = 256, 30.0      # rows of the first chunk; then chunks grow until they take this long
+
+
+class Teacher:
+    """A teacher, with what cannot be seen from outside.
+
+    Args:
+        teacher: A ranker, a transformer or pipeline, a run (a frame with ``qid``, ``docno``, ``score``), or another ``Teacher``.
+        name: Names a transformer for good, so that its scores are kept from one fit to the next. Its ``repr`` tells nothing (two
+            different functions look alike), so without a name they are kept for one fit. Use a new name for a new model.
+        listwise: Whether a score depends on the query's other texts; such a teacher is asked about whole lists. Default False.
+        logit: Whether its scores are probabilities that are to be turned back into log-odds. Default False.
+        missing: What to do about rows that a run does not have: "error" (default) or "drop" (train without them).
+    """
+
+    def __init__(self, teacher: Any, name: str | None = None, *, listwise: bool = False, logit: bool = False,
+                 missing: Literal["error", "drop"] = "error") -> None:
+        if missing not in ("error", "drop"):
+            raise ValueError(f"Teacher(missing={missing!r}) is unknown: it is 'error' or 'drop'.")
+        self.teacher, self.name, self.listwise, self.logit, self.missing = teacher, name, listwise, logit, missing
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.name or described(self.teacher)})"
+
+
+class Ensemble:
+    """The mean of several teachers' raw scores (the T2 teacher of arXiv:2010.02666).
+
+    Args:
+        teachers: The teachers.
+        weights: One for each. Default: equal, summing to 1.
+    """
+
+    def __init__(self, teachers: Sequence[Any], weights: Sequence[float] | None = None) -> None:
+        self.teachers = list(teachers)
+        self.weights = [1 / len(self.teachers)] * len(self.teachers) if weights is None else list(weights)
+        if not self.teachers or len(self.weights) != len(self.teachers):
+            raise ValueError(f"Ensemble of {len(self.teachers)} teachers with {len(self.weights)} weights: it needs a teacher, and a weight for each.")
+
+    def __repr__(self) -> str:
+        return "Ensemble(" + ", ".join(described(t) for t in self.teachers) + ")"
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One teacher of a sum.
+
+    Attributes:
+        source: The ranker, transformer or run.
+        giver: Identifies its scores on disk, or None if they cannot be told from those of another.
+        listwise, logit, missing: As in ``Teacher``.
+    """
+
+    source: Any
+    giver: str | None = None
+    listwise: bool = False
+    logit: bool = False
+    missing: str = "error"
+
+    def __repr__(self) -> str:
+        return described(self.source)
+
+
+Terms = tuple[tuple[float, Leaf], ...]
+
+
+def described(teacher: Any) -> str:
+    """A short name of a teacher for messages."""
+    return f"a run of {len(teacher)} rows" if isinstance(teacher, pd.DataFrame) else str(teacher)
+
+
+def terms_of(teacher: Any) -> Terms:
+    """Turns what a user passes as teacher into a weighted sum of leaves.
+
+    Raises:
+        TeacherError: If it is nothing that scores.
+    """
+    if isinstance(teacher, Teacher):
+        return tuple((w, named(leaf, teacher)) for w, leaf in terms_of(teacher.teacher))
+    if isinstance(teacher, Ensemble):
+        return tuple((w * v, leaf) for w, t in zip(teacher.weights, teacher.teachers, strict=True) for v, leaf in terms_of(t))
+    if isinstance(teacher, operators.Sum):
+        return terms_of(teacher.left) + terms_of(teacher.right)
+    if isinstance(teacher, operators.Compose) and len(teacher) > 1:
+        *head, last = teacher
+        before = head[0] if len(head) == 1 else operators.Compose(*head)
+        if isinstance(last, operators.ScalarProduct):
+            return tuple((last.scalar * w, leaf) for w, leaf in terms_of(before))
+        if isinstance(last, operators.Sum):
+            return terms_of(before >> last.left) + terms_of(before >> last.right)
+    return ((1.0, leaf_of(teacher)),)
+
+
+def leaf_of(teacher: Any) -> Leaf:
+    """A teacher that is no sum of others."""
+    if isinstance(teacher, Ranker):
+        return Leaf(teacher, giver=f"ranker {teacher._key()!r}")
+    if isinstance(teacher, pd.DataFrame):
+        missing = [c for c in ("qid", "docno", "score") if c not in teacher.columns]
+        if missing:
+            raise TeacherError(f"A run as teacher needs the columns qid, docno and score; {missing} are missing among {list(teacher.columns)}.")
+        return Leaf(teacher)
+    if isinstance(teacher, pt.Transformer):
+        return Leaf(teacher)
+    raise TeacherError(f"{type(teacher).__name__} is no teacher: pass a kd ranker, a PyTerrier transformer or pipeline, a run as a frame, or a sum of those.")
+
+
+def named(leaf: Leaf, teacher: Teacher) -> Leaf:
+    """A leaf with what ``Teacher`` says of it."""
+    giver = leaf.giver if isinstance(leaf.source, Ranker) or not teacher.name else f"named {teacher.name!r} listwise={teacher.listwise}"
+    return replace(leaf, giver=giver, listwise=teacher.listwise, logit=teacher.logit, missing=teacher.missing)
+
+
+# ---------------------------------------------------------------------- scores ahead of training
+
+
+def teacher_scores(teacher: Any, frame: pd.DataFrame, texts: Sequence[str], store: ScoreStore | None, verbose: bool = False) -> np.ndarray:
+    """One score for every row, from the store or from the teacher.
+
+    Args:
+        teacher: Anything that ``terms_of`` takes.
+        frame: Candidates: ``qid``, ``query``, ``docno``, and what else the teacher reads; unique (qid, docno).
+        texts: The text of each row.
+        store: Where scores are kept, or None.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        (N,) float64, NaN only for rows that a run with missing="drop" does not have.
+
+    Raises:
+        TeacherError: If a teacher drops or repeats rows, or gives no finite score.
+    """
+    total = np.zeros(len(frame))
+    for weight, leaf in terms_of(teacher):
+        scores = run_scores(leaf, frame) if isinstance(leaf.source, pd.DataFrame) else asked_scores(leaf, frame, texts, store, verbose)
+        warn_of_probabilities(leaf, scores)
+        total += weight * (log_odds(leaf, scores) if leaf.logit else scores)
+    return total
+
+
+def run_scores(leaf: Leaf, frame: pd.DataFrame) -> np.ndarray:
+    """Scores from a run, by qid and docno."""
+    run = pd.DataFrame({"qid": leaf.source["qid"].astype(str), "docno": leaf.source["docno"].astype(str), "_score": leaf.source["score"]})
+    scores = joined(leaf, frame, run)
+    lacking = np.isnan(scores)
+    if lacking.any() and leaf.missing == "error":
+        raise TeacherError(f"The teacher {leaf!r} has no score for {int(lacking.sum())} of {len(frame)} candidates (first: {first_rows(frame, lacking)}). "
+                           "Cut the candidates to the run, or pass kd.Teacher(run, missing='drop') to train without those rows.")
+    return scores
+
+
+def asked_scores(leaf: Leaf, frame: pd.DataFrame, texts: Sequence[str], store: ScoreStore | None, verbose: bool) -> np.ndarray:
+    """Scores from a transformer, each chunk stored as it comes."""
+    keep = store is not None and leaf.giver is not None
+    keys = keys_of(leaf, frame, texts) if keep else []
+    scores = store.get(keys) if store is not None and keep else np.full(len(frame), np.nan)
+    todo = np.flatnonzero(np.isnan(scores))
+    size = FIRST_CHUNK
+    with pt.tqdm(total=len(todo), desc=f"teacher {leaf!r}", unit="pair", disable=not verbose or not len(todo)) as bar:
+        while len(todo):
+            rows = next_chunk(frame["qid"].to_numpy(), todo, size)
+            start = time.monotonic()
+            scores[rows] = ask(leaf, frame.iloc[rows], [texts[i] for i in rows])
+            if store is not None and keep:
+                store.put([keys[i] for i in rows], scores[rows])
+            bar.update(len(rows))
+            todo = todo[len(rows):]
+            if time.monotonic() - start < CHUNK_SECONDS / 2:
+                size *= 2
+    return scores
+
+
+def keys_of(leaf: Leaf, frame: pd.DataFrame, texts: Sequence[str]) -> list[bytes]:
+    """What each row's score is stored under; for a list-wise teacher with the whole list of its query."""
+    assert leaf.giver is not None
+    givers = [leaf.giver] * len(frame)
+    if leaf.listwise:
+        lists = pd.Series(list(texts)).groupby(frame["qid"].to_numpy()).agg(lambda t: score_key("list", "", "\0".join(t)).hex())
+        givers = [f"{leaf.giver} {lists[q]}" for q in frame["qid"]]
+    return [score_key(g, q, t) for g, q, t in zip(givers, frame["query"], texts, strict=True)]
+
+
+def next_chunk(qids: np.ndarray, todo: np.ndarray, size: int) -> np.ndarray:
+    """The first rows of ``todo`` up to ``size``, and on to the end of the last query (rows of a query stand together)."""
+    end = min(size, len(todo))
+    while end < len(todo) and qids[todo[end]] == qids[todo[end - 1]]:
+        end += 1
+    return todo[:end]
+
+
+def ask(leaf: Leaf, rows: pd.DataFrame, texts: Sequence[str]) -> np.ndarray:
+    """Asks a transformer about some rows, and checks its answer."""
+    question = rows.reset_index(drop=True)
+    if "text" not in question.columns:
+        question = question.assign(text=list(texts))
+    answer = leaf.source.transform(question)
+    if "score" not in answer.columns:
+        raise TeacherError(f"The teacher {leaf!r} returned no column 'score', but {list(answer.columns)}: it must score the rows that it is given.")
+    answer = pd.DataFrame({"qid": answer["qid"].astype(str), "docno": answer["docno"].astype(str), "_score": answer["score"]})
+    scores = joined(leaf, question, answer)
+    dropped = np.isnan(scores) & ~(question["qid"].astype(str) + "\0" + question["docno"].astype(str)).isin(answer["qid"] + "\0" + answer["docno"]).to_numpy()
+    if dropped.any():
+        raise TeacherError(f"The teacher {leaf!r} dropped {int(dropped.sum())} of {len(rows)} rows that it was asked about (first: {first_rows(question, dropped)}). "
+                           "A teacher must score every candidate: take cutoffs (% k) and filters out of it, or filter the candidates before fit.")
+    if not np.isfinite(scores).all():
+        bad = ~np.isfinite(scores)
+        raise TeacherError(f"The teacher {leaf!r} gave {int(bad.sum())} of {len(rows)} rows a score that is NaN or infinite (first: {first_rows(question, bad)}).")
+    return scores
+
+
+def joined(leaf: Leaf, frame: pd.DataFrame, answer: pd.DataFrame) -> np.ndarray:
+    """(N,) scores in the order of ``frame``, whatever the order of the answer; NaN where there is none."""
+    repeated = answer.duplicated(["qid", "docno"])
+    if repeated.any():
+        raise TeacherError(f"The teacher {leaf!r} has {int(repeated.sum())} (qid, docno) more than once (first: {first_rows(answer, repeated.to_numpy())}): "
+                           "which score counts is not clear.")
+    asked = pd.DataFrame({"qid": frame["qid"].astype(str).to_numpy(), "docno": frame["docno"].astype(str).to_numpy()})
+    return asked.merge(answer, on=["qid", "docno"], how="left")["_score"].to_numpy(dtype=np.float64)
+
+
+def first_rows(frame: pd.DataFrame, which: np.ndarray) -> str:
+    """The first few (qid, docno) of some rows."""
+    return some([tuple(r) for r in frame.loc[np.asarray(which), ["qid", "docno"]].itertuples(index=False)])
+
+
+def warn_of_probabilities(leaf: Leaf, scores: np.ndarray) -> None:
+    """Warns of scores that look like probabilities. Our own rankers are known to give raw scores, or cosines."""
+    known = scores[~np.isnan(scores)]
+    if leaf.logit or isinstance(leaf.source, Ranker) or len(known) < 8 or known.min() < 0 or known.max() > 1 or known.min() == known.max():
+        return
+    warnings.warn(f"All {len(known)} scores of the teacher {leaf!r} lie in [0, 1], as after a sigmoid or softmax. That destroys the margins that a student learns "
+                  "from: logits of 5 and 10 both become 1.00. Let it give raw logits (sentence-transformers: CrossEncoder(..., activation_fn=torch.nn.Identity())), "
+                  "or turn them back with kd.Teacher(teacher, logit=True).", stacklevel=4)
+
+
+def log_odds(leaf: Leaf, scores: np.ndarray) -> np.ndarray:
+    """Probabilities as log-odds, kept off 0 and 1 by the resolution of float32."""
+    if np.nanmin(scores) < 0 or np.nanmax(scores) > 1:
+        raise TeacherError(f"The teacher {leaf!r} was wrapped with logit=True, but its scores ({np.nanmin(scores):.3g} to {np.nanmax(scores):.3g}) are no probabilities.")
+    clipped = np.clip(scores, 2.0**-24, 1 - 2.0**-24)
+    odds: np.ndarray = np.log(clipped) - np.log1p(-clipped)
+    return odds
+
+
+# ---------------------------------------------------------------------- signals during training
+
+
+def given_signals(batch: Batch) -> Signals:
+    """Signals made of the scores that were computed ahead; zeros where a loss reads no teacher."""
+    return Signals(batch.teacher if batch.teacher is not None else torch.zeros_like(batch.labels), who="a teacher known by its scores")
+
+
+def live_signals(teacher: Any, groups: Groups, names: frozenset[str], by: object, device: torch.device) -> Callable[[Batch], Signals]:
+    """A function that runs the teacher's rankers on each batch, for losses that need more than scores.
+
+    Args:
+        teacher: Anything that ``terms_of`` takes.
+        groups: The training groups, whose texts each ranker tokenises for itself.
+        names: The signals that are needed.
+        by: The loss that needs them.
+        device: Where training runs; the teacher goes there.
+
+    Raises:
+        MissingSignal: If a leaf is no ranker, or a ranker without these signals.
+    """
+    sources = []
+    for weight, leaf in terms_of(teacher):
+        has = leaf.source.signal_names if isinstance(leaf.source, Ranker) else frozenset({"scores"})
+        for name in sorted(names - has):
+            raise missing_signal(name, by, f"the teacher {leaf!r}", sorted(has))
+        frozen = leaf.source.frozen(device)
+        sources.append((weight, frozen, frozen.tokens(groups.queries, groups.texts)))
+
+    def signals(batch: Batch) -> Signals:
+        with torch.no_grad():
+            parts = [(weight, ranker.signals(batch, tokens, names)) for weight, ranker, tokens in sources]
+        if len(parts) == 1 and math.isclose(parts[0][0], 1.0):
+            return parts[0][1]
+        sums = {name: sum((w * getattr(s, name) for w, s in parts), torch.zeros((), device=device)) for name in names | {"scores"}}
+        return Signals(scores=sums["scores"], in_batch=sums.get("in_batch"), logits=sums.get("logits"), who=repr(teacher))
+
+    return signals

@@ -1,0 +1,319 @@
+"""The training loop: one stage of a strategy, on ``accelerate``.
+
+A ``Stage`` says what is trained and how; a ``Training`` is a started stage. It runs k more steps, saves, and goes on:
+early stopping, resumption and searches are its users. What step s sees (its batch, its dropout) is a function of the seed and
+s alone, and the learning rate of the progress alone, so a saved training needs no random state to end in the same
+weights as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .formats.checkpoints import atomic_folder, read_json, write_json
+from .groups import Groups, Sampler
+from .losses import BoundLoss, Loss
+from .signals import Batch, Signals
+
+POSITION, BEST = "position.json", "best.safetensors"
+NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a strategy: a loss, and how it is trained.
+
+    Args:
+        loss: The loss, or a weighted sum of losses.
+        epochs: Passes over the queries; may be a fraction. Default 1.
+        steps: Optimiser steps, instead of epochs. Default None.
+        learning_rate: Its highest value. Default 2e-5.
+        batch_size: B, queries a step. Default 32.
+        sampler: Chooses the texts of a query. Default: one relevant, where there is one, and one other.
+        schedule: "linear" (default; down to 0), "cosine" (down to 0) or "constant".
+        warmup: The fraction of the steps in which the learning rate rises to its value. Default 0.1.
+        weight_decay: AdamW's, not on biases and normalisations. Default 0.01.
+        dropout: A number sets every dropout of the student for this stage; None (default) leaves the model's. 0 trains
+            markedly faster on a CPU.
+        clip: The largest norm of the gradient. Default 1.
+        accumulate: Parts into which a step's queries are split to save memory. Default 1.
+        teacher: A teacher of this stage's own, in place of the distiller's. Default None.
+        name: For the history and the printed strategy.
+    """
+
+    loss: Loss
+    epochs: float = 1
+    steps: int | None = None
+    learning_rate: float = 2e-5
+    batch_size: int = 32
+    sampler: Sampler = field(default_factory=Sampler)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    dropout: float | None = None
+    clip: float = 1.0
+    accumulate: int = 1
+    teacher: Any = None
+    name: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(f"Stage(schedule={self.schedule!r}) is unknown: it is 'linear', 'cosine' or 'constant'.")
+        if not (self.epochs > 0 and (self.steps is None or self.steps > 0) and self.batch_size > 0 and self.accumulate > 0):
+            raise ValueError(f"Stage(epochs={self.epochs}, steps={self.steps}, batch_size={self.batch_size}, accumulate={self.accumulate}): all must be above 0.")
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"Stage(loss={self.loss!r}) is not a loss: pass one of kd.losses, such as kd.losses.MarginMSE().")
+
+    def total(self, groups: Groups, processes: int) -> int:
+        """The number of optimiser steps over some groups."""
+        return self.steps or max(1, math.ceil(self.epochs * self.epoch(groups, processes)))
+
+    def epoch(self, groups: Groups, processes: int) -> int:
+        """The number of steps of one pass over some groups, of each of ``processes``."""
+        each = groups.steps(self.batch_size) // processes
+        if not each:
+            raise ValueError(f"{len(groups)} queries make {groups.steps(self.batch_size)} batch(es) of {self.batch_size}, fewer than the {processes} processes.")
+        return each
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at ``progress`` in [0, 1], as a fraction of its highest value."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        rest = (1 - progress) / max(1e-9, 1 - self.warmup)
+        return {"linear": rest, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - rest))), "constant": 1.0}[self.schedule]
+
+
+class Learner(Protocol):
+    """What is trained: a ranker, seen from here."""
+
+    model: nn.Module
+
+    def signals(self, batch: Batch, tokens: Any, names: frozenset[str] = ...) -> Signals:
+        """See ``Ranker.signals``."""
+
+
+class Step(nn.Module):
+    """The one module that is prepared for many processes: a whole step in ``forward``, so that gradients are synchronised."""
+
+    def __init__(self, student: Learner, tokens: Any, teacher: Callable[[Batch], Signals], loss: BoundLoss) -> None:
+        super().__init__()
+        self.model, self.loss = student.model, loss
+        self.student, self.tokens, self.teacher = student, tokens, teacher
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its terms."""
+        target = self.teacher(batch)
+        student = self.student.signals(batch, self.tokens, self.loss.loss.needs.student)
+        loss: tuple[Tensor, dict[str, Tensor]] = self.loss(student, target, batch, progress)
+        return loss
+
+
+class Training:
+    """A started stage.
+
+    Args:
+        stage: What is trained and how.
+        student: The ranker whose model is trained, in place.
+        tokens: What ``student.tokens`` made of the groups' queries and texts.
+        groups: The training groups.
+        teacher: Gives the target signals of a batch.
+        accelerator: From ``accelerator``.
+        seed: Numbers that identify the training and the stage.
+
+    Attributes:
+        done: Steps done.
+        total: Steps in all.
+    """
+
+    def __init__(self, stage: Stage, student: Learner, tokens: Any, groups: Groups, teacher: Callable[[Batch], Signals],
+                 accelerator: Accelerator, seed: tuple[int, ...]) -> None:
+        self.stage, self.groups, self.accelerator, self.seed = stage, groups, accelerator, seed
+        accelerator.free_memory()               # of an earlier stage, which would be saved again with this one
+        module = Step(student, tokens, teacher, stage.loss.bind())
+        self.module, self.optimizer = accelerator.prepare(module, optimizer_of(module, stage))
+        self.done, self.total = 0, stage.total(groups, accelerator.num_processes)
+        self._batches: Iterator[Batch] | None = None
+
+    def run(self, steps: int, report: Callable[[float, int], None] | None = None) -> dict[str, float]:
+        """Trains for at most ``steps`` more steps.
+
+        Args:
+            steps: The number of steps.
+            report: Called after each with its loss and the number of pairs that it saw.
+
+        Returns:
+            Means over these steps of the loss and of each term, ``pairs/s``, and the learning rate and peak memory at the end.
+        """
+        sums: dict[str, float] = {}
+        pairs, start, first = 0, time.perf_counter(), self.done
+        training = self.module.training
+        with torch.random.fork_rng(), dropout_of(self.module, self.stage.dropout):
+            self.module.train()
+            try:
+                while self.done < min(first + steps, self.total):
+                    values, count = self._step()
+                    pairs += count
+                    for name, value in values.items():
+                        sums[name] = sums.get(name, 0.0) + value
+                    if report is not None:
+                        report(values["loss"], count)
+            finally:
+                self.module.train(training)
+        count = max(1, self.done - first)
+        seconds = time.perf_counter() - start
+        return {**{k: v / count for k, v in sums.items()}, "pairs/s": pairs * self.accelerator.num_processes / max(seconds, 1e-9),
+                "learning_rate": self.optimizer.param_groups[0]["lr"], "peak_memory_mb": peak_memory(self.accelerator.device)}
+
+    def _step(self) -> tuple[dict[str, float], int]:
+        """One optimiser step; its loss and terms, and the pairs that it saw."""
+        progress = self.done / self.total
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.stage.learning_rate * self.stage.rate((self.done + 1) / self.total)
+        torch.manual_seed(hash((*self.seed, self.done, self.accelerator.process_index)) & 0x7FFFFFFF)
+        batch = self._next()
+        parts = split(batch, self.stage.accumulate)
+        self.optimizer.zero_grad()
+        values: dict[str, Tensor] = {}
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                loss, terms = self.module(part.to(self.accelerator.device), progress)
+                self.accelerator.backward(loss * (len(part.queries) / len(batch.queries)))
+            for name, value in {"loss": loss.detach(), **terms}.items():
+                values[name] = values.get(name, torch.zeros((), device=value.device)) + value * (len(part.queries) / len(batch.queries))
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.stage.clip)
+        self.optimizer.step()
+        self.done += 1
+        if not math.isfinite(value_of := float(values["loss"])):
+            raise FloatingPointError(f"the loss is {value_of} at step {self.done} of stage {self.stage.name!r}: lower learning_rate (now "
+                                     f"{self.stage.learning_rate}), or train in float32 (precision='no').")
+        return {k: float(v) for k, v in values.items()}, int(batch.mask.sum())
+
+    def _next(self) -> Batch:
+        """This process's next batch; epochs follow each other, each in its own order."""
+        epoch = self.stage.epoch(self.groups, self.accelerator.num_processes)
+        if self._batches is None or self.done % epoch == 0:
+            self._batches = self.groups.batches(
+                self.stage.batch_size, self.stage.sampler, (*self.seed, self.done // epoch),
+                part=(self.accelerator.process_index, self.accelerator.num_processes), skip=self.done % epoch)
+        return next(self._batches)
+
+    def save(self, path: Path, position: dict[str, Any], best: dict[str, Tensor] | None = None) -> None:
+        """Writes everything that is needed to go on, whole or not at all.
+
+        Args:
+            path: The folder.
+            position: What the caller wants to find again, as JSON values.
+            best: The best weights so far.
+
+        Raises:
+            OSError: If the disk is full or cannot be written; what was at ``path`` stays.
+        """
+        main = self.accelerator.is_main_process
+        with atomic_folder(path) if main else contextlib.nullcontext() as folder:
+            shared = [str(folder)]
+            if self.accelerator.num_processes > 1:
+                broadcast_object_list(shared)
+            self.accelerator.save_state(shared[0])
+            if main:
+                write_json(Path(shared[0]) / POSITION, {**position, "done": self.done, "total": self.total})
+                if best is not None:
+                    save_file({k: v.contiguous() for k, v in best.items()}, Path(shared[0]) / BEST)
+            self.accelerator.wait_for_everyone()
+
+    def restore(self, path: Path) -> None:
+        """Goes back to what ``save`` wrote.
+
+        Raises:
+            CheckpointError: If the folder is damaged or of a training of another length.
+        """
+        position = read_json(str(path), POSITION)
+        if position.get("total") != self.total:
+            raise CheckpointError(f"{path} is of a training of {position.get('total')} steps, this one has {self.total}: remove the folder or pass another checkpoint=.")
+        try:
+            self.accelerator.load_state(str(path))
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): remove the folder to start afresh.") from error
+        self.done, self._batches = int(position["done"]), None
+
+
+def accelerator_for(device: torch.device, precision: str | None, tracker: str | None, folder: Path | None) -> Accelerator:
+    """An accelerator for a student's device.
+
+    Args:
+        device: Where the student is.
+        precision: "no", "bf16" or "fp16"; None: bf16 on a GPU that has it, else float32.
+        tracker: What accelerate calls a tracker, such as "tensorboard", or None.
+        folder: Where a tracker writes.
+    """
+    if precision is None:
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    state = PartialState._shared_state
+    stale = bool(state) and PartialState().num_processes == 1 and PartialState().device.type != device.type
+    AcceleratorState._reset_state(reset_partial_state=stale)    # accelerate keeps the first precision and device of a process otherwise
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=str(folder) if folder else None)
+
+
+def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW, without decay on biases and normalisations."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for n, p in named if not n.endswith(NO_DECAY)]
+    others = [p for n, p in named if n.endswith(NO_DECAY)]
+    groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in named)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.learning_rate, fused=fused)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts of consecutive queries, each seen as a batch of its own."""
+    if parts == 1:
+        return [batch]
+    texts = batch.texts.shape[1]
+    pieces = []
+    for rows in torch.arange(len(batch.queries)).chunk(parts):
+        columns = (rows[:, None] * texts + torch.arange(texts)[None, :]).flatten()
+        pieces.append(replace(
+            batch, queries=batch.queries[rows], texts=batch.texts[rows], docs=batch.docs[rows], labels=batch.labels[rows], mask=batch.mask[rows],
+            positives=batch.positives[rows][:, columns], teacher=None if batch.teacher is None else batch.teacher[rows]))
+    return pieces
+
+
+@contextlib.contextmanager
+def dropout_of(module: nn.Module, probability: float | None) -> Iterator[None]:
+    """Sets every dropout of a module, whether a layer or a number that its attention reads, for a while."""
+    changed: list[tuple[nn.Module, str, float]] = []
+    if probability is not None:
+        for m in module.modules():
+            names = ["p"] if isinstance(m, nn.Dropout) else [k for k, v in vars(m).items() if "dropout" in k and isinstance(v, float)]
+            for name in names:
+                changed.append((m, name, getattr(m, name)))
+                setattr(m, name, float(probability))
+    try:
+        yield
+    finally:
+        for m, name, old in changed:
+            setattr(m, name, old)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far in MiB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
