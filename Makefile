@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+export MPLBACKEND ?= Agg
 
 .PHONY: demo test slow check bench clean
 

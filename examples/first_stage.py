@@ -66,7 +66,7 @@ def bm25(name: str, depth: int) -> tuple[pt.Transformer, str]:
     dataset = pt.get_dataset(name)
     texts = {d["docno"]: " ".join(filter(None, [d.get("title") if not name.startswith("kd:") else None, d.get("text")]))
              for d in dataset.get_corpus_iter(verbose=False)}
-    words = ({"docno": docno, "text": kd.datasets.identifiers_split(f"{docno} {text}" if name.startswith("kd:") else text)} for docno, text in texts.items())
+    words = ({"docno": docno, "text": kd.datasets.identifiers_split(text)} for docno, text in texts.items())
     folder = tempfile.mkdtemp(prefix="kd-index-")
     if shutil.which("java") or os.environ.get("JAVA_HOME"):
         indexer = pt.terrier.IterDictIndexer(folder, overwrite=True, meta={"docno": max(map(len, texts)) + 1})

@@ -3,8 +3,7 @@
 import argparse
 
 import first_stage
-import matplotlib
-import pandas as pd
+import matplotlib.pyplot as plt
 import pyterrier as pt
 from pyterrier.measures import RR, nDCG
 
@@ -16,7 +15,7 @@ parser.add_argument("--teacher", default=first_stage.minilm(), help="a folder or
 parser.add_argument("--student", default="3", help="a folder or Hugging Face name, or how many of the teacher's layers")
 parser.add_argument("--strategy", default="in_batch", help="in_batch, or one of pyterrier_kd.strategies by name")
 parser.add_argument("--depth", type=int, default=50, help="candidates a query")
-parser.add_argument("--steps", type=int, default=60, help="training steps of 32 queries")
+parser.add_argument("--steps", type=int, default=360, help="training steps of 8 queries x 4 texts")
 args = parser.parse_args()
 
 # 1. A first stage, a teacher, and a student made of some of the teacher's layers
@@ -26,19 +25,20 @@ print(f"BM25 by {engine}; teacher {args.teacher}")
 teacher = first_stage.model(args.teacher)
 student = teacher.shrink(layers=int(args.student)) if args.student.isdigit() else first_stage.model(args.student)
 for ranker in (teacher, student):
-    ranker.doc_length = ranker.max_length = 128
+    ranker.doc_length = ranker.max_length = 64      # tokens of a text that are read
 
 # 2. Distil the student inside the pipeline
 strategy = kd.strategies.margin_mse(texts=4, in_batch=True) if args.strategy == "in_batch" else getattr(kd.strategies, args.strategy)()
-distil = kd.Distiller(student, teacher, strategy=strategy, steps=args.steps, learning_rate=1e-4, dropout=0, validate_every=max(1, args.steps // 4))
+distil = kd.Distiller(student, teacher, strategy=strategy, steps=args.steps, batch_size=8, learning_rate=5e-4, dropout=0, validate_every=max(1, args.steps // 6))
 print(distil.stages())
 pipeline = candidates >> distil
 (train, train_qrels), (valid, valid_qrels), (topics, qrels) = splits.values()
-pipeline.fit(train.sample(min(2000, len(train)), random_state=0), train_qrels, valid.sample(min(40, len(valid)), random_state=0), valid_qrels)
+pipeline.fit(train.sample(min(3000, len(train)), random_state=0), train_qrels, valid.sample(min(40, len(valid)), random_state=0), valid_qrels)
 
 # 3. What was kept, and what was gained
 systems = {"BM25": candidates, "teacher": candidates >> teacher, "undistilled": candidates >> student, "distilled": pipeline}
-teacher.warm_up(), student.warm_up(), distil.student_.warm_up()
+for ranker in (teacher, student, distil.student_):
+    ranker.warm_up()
 table = pt.Experiment(list(systems.values()), topics, qrels, [nDCG @ 10, RR @ 10, "mrt"], names=list(systems), baseline=3, correction="holm", verbose=True)
 table = table[[c for c in table.columns if not (c.startswith("mrt ") or c.endswith(("+", "-", "reject")))]]
 print(table.to_string(index=False, float_format="%.4g"))
@@ -48,13 +48,12 @@ for _, topic in topics.sample(3, random_state=1).iterrows():
         print(f"   {name:12}", system.search(topic["query"]).sort_values("rank")["docno"].iloc[0])
 
 # 4. A figure: effectiveness against time a query, and the training curve
-matplotlib.use("Agg")
-figure, (left, right) = matplotlib.pyplot.subplots(1, 2, figsize=(10, 4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
 left.scatter(table["mrt"], table["nDCG@10"])
 for name, x, y in table[["name", "mrt", "nDCG@10"]].itertuples(index=False):
     left.annotate(name, (x, y), textcoords="offset points", xytext=(6, 4))
 left.set(xlabel="milliseconds a query", ylabel="nDCG@10", title=args.dataset)
-history: pd.DataFrame = distil.history_
-history.plot(x="step", y=["loss", "nDCG@10"], secondary_y="nDCG@10", marker="o", ax=right, title="training: loss, and nDCG@10 on valid")
-figure.tight_layout(), figure.savefig("quickstart.png", dpi=120)
+distil.history_.plot(x="step", y=["loss", "nDCG@10"], secondary_y="nDCG@10", marker="o", ax=right, title="training: loss, and nDCG@10 on valid")
+figure.tight_layout()
+figure.savefig("quickstart.png", dpi=120)
 print(f"\nsaved quickstart.png and {distil.student_.save('quickstart-student')}")

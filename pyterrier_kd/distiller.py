@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,8 @@ from .rankers.base import explained, fields_of, require_strings, row_texts
 from .score_store import ScoreStore
 from .signals import missing_signal
 from .strategies import Strategy, as_strategy
-from .teachers import teacher_scores
-from .training import Stage
+from .teachers import teacher_scores, terms_of
+from .training import Stage, rows_ahead
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
 
@@ -142,7 +143,7 @@ class Distiller(pt.Estimator):
         validate = self._validation(va, qrels_va)
         for i, stage in enumerate(strategy.stages):
             if stage.loss.needs.teacher == {"scores"}:
-                stage_groups[i] = self._with_scores(stage_groups[i], stage, frame, texts)
+                stage_groups[i] = self._with_scores(stage_groups[i], stage, (self.seed, i), frame, texts)
         settings = FitSettings(strategy, self.teacher, self.measure, self.validate_every, self.patience,
                                Path(self.checkpoint) if self.checkpoint is not None else None, self.precision, self.tracker, self.seed, self.verbose)
         fit = Fit(settings, start, stage_groups, validate)
@@ -175,12 +176,17 @@ class Distiller(pt.Estimator):
             raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return groups.usable(needs, stage.loss)
 
-    def _with_scores(self, groups: Groups, stage: Stage, frame: pd.DataFrame, texts: list[str]) -> Groups:
-        """The groups with the teacher's scores, less the rows for which a run has none."""
-        rows = np.sort(groups.row)
-        scores = np.full(len(frame), np.nan)
-        scores[rows] = teacher_scores(self.teacher if stage.teacher is None else stage.teacher, frame.iloc[rows].reset_index(drop=True), [texts[i] for i in rows],
-                                      self._store(), self.verbose)
+    def _with_scores(self, groups: Groups, stage: Stage, seed: tuple[int, ...], frame: pd.DataFrame, texts: list[str]) -> Groups:
+        """The groups with the teacher's scores, less the rows for which a run has none.
+
+        The teacher is asked only for the rows that training will see, wherever these are known ahead.
+        """
+        teacher = self.teacher if stage.teacher is None else stage.teacher
+        rows = groups.row
+        if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
+            rows = rows[rows_ahead(stage, groups, seed, int(os.environ.get("WORLD_SIZE", "1")))]
+        rows, scores = np.sort(rows), np.zeros(len(frame))
+        scores[rows] = teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[i] for i in rows], self._store(), self.verbose)
         return groups.with_teacher(scores).usable(stage.loss.needs, stage.loss)
 
     def _store(self) -> ScoreStore | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,13 +22,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import CheckpointError
-from .formats.checkpoints import read_json
+from .formats.checkpoints import read_json, recover
 from .groups import Groups
 from .rankers import Ranker
 from .signals import Batch, Signals
 from .strategies import Strategy
 from .teachers import described, given_signals, live_signals
-from .training import BEST, POSITION, Stage, Training, accelerator_for
+from .training import BEST, POSITION, Stage, Training, accelerator_for, rows_ahead
 
 VALIDATIONS = 10        # a stage, unless told otherwise
 
@@ -75,17 +76,25 @@ class Fit:
         self.stopped = False
 
     def _identity(self, start: Ranker) -> str:
-        """Identifies data and settings, so that a folder is never resumed by another training."""
+        """Identifies data and settings, so that a folder is never resumed by another training.
+
+        Not the teacher's scores, which may differ in their last digits when they are computed again: ``_teacher_summary``.
+        """
         digest = hashlib.blake2b(digest_size=8)
-        for part in (repr(self.settings.strategy), self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes,
+        for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes,
                      described(self.settings.teacher), self.accelerator.mixed_precision):
             digest.update(repr(part).encode())
         for g in self.groups:
-            for array in (g.text, g.starts, g.label, *([] if g.teacher is None else [g.teacher])):
+            for array in (g.text, g.starts, g.label):
                 digest.update(np.ascontiguousarray(array).tobytes())
             for text in (*g.queries, *g.texts):
                 digest.update(text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+    def _teacher_summary(self) -> list[float]:
+        """Mean and spread of each stage's teacher scores: enough to tell two teachers apart."""
+        known = [g.teacher for g in self.groups if g.teacher is not None]
+        return [float(f(t)) for t in known for f in (np.mean, np.std)]
 
     def run(self) -> None:
         """Trains every stage, from where the folder says; Ctrl-C ends it with the best student so far."""
@@ -118,8 +127,10 @@ class Fit:
     def _stage(self, index: int, stage: Stage, position: dict[str, Any]) -> None:
         """Trains one stage in slices of steps, with a validation and a checkpoint after each."""
         groups = self.groups[index]
+        seed = (self.settings.seed, index)
+        groups = groups.with_texts(rows_ahead(stage, groups, seed, self.accelerator.num_processes))
         tokens = self.student.tokens(groups.queries, groups.texts)
-        training = Training(stage, self.student, tokens, groups, self._teacher(stage, groups), self.accelerator, (self.settings.seed, index))
+        training = Training(stage, self.student, tokens, groups, self._teacher(stage, groups), self.accelerator, seed)
         if not position:
             self.best_value, self.best_step, self.waited, self.best_weights = -np.inf, 0, 0, None
         elif (last := self._last()) is not None and position["done"]:
@@ -140,17 +151,17 @@ class Fit:
         return live_signals(self.settings.teacher if stage.teacher is None else stage.teacher, groups, names, stage.loss, self.accelerator.device)
 
     @contextlib.contextmanager
-    def _bar(self, stage: Stage, training: Training) -> Iterator[Callable[[float, int], None]]:
+    def _bar(self, stage: Stage, training: Training) -> Iterator[Callable[[float, int, float], None]]:
         """A progress bar with loss, measure, pairs a second and the time left."""
         disable = not self.settings.verbose or not self.accelerator.is_main_process
         with pt.tqdm(total=training.total, initial=training.done, desc=f"{stage.name}", unit="step", disable=disable) as bar:
-            pairs = 0
+            pairs, training_seconds = 0, 1e-9
 
-            def report(loss: float, count: int) -> None:
-                nonlocal pairs
-                pairs += count
+            def report(loss: float, count: int, seconds: float) -> None:
+                nonlocal pairs, training_seconds
+                pairs, training_seconds = pairs + count, training_seconds + seconds
                 bar.update(1)
-                shown = {"loss": f"{loss:.4g}", "pairs/s": f"{pairs / max(1e-9, bar.format_dict['elapsed']):.0f}"}
+                shown = {"loss": f"{loss:.4g}", "pairs/s": f"{pairs / training_seconds:.0f}"}
                 bar.set_postfix(shown | ({str(self.settings.measure): f"{self.best_value:.4f} at {self.best_step}"} if self.best_step else {}))
 
             yield report
@@ -198,16 +209,20 @@ class Fit:
             CheckpointError: If it is another training's.
         """
         last = self._last()
-        position = read_json(str(last), POSITION) if last is not None and last.is_dir() else {}
+        if last is None:
+            return {}
+        recover(last)
+        for unfinished in last.parent.glob(f".{last.name}.*.new"):      # of a process that was killed while it wrote
+            shutil.rmtree(unfinished, ignore_errors=True)
+        position = read_json(str(last), POSITION)
         if not position:
             return {}
-        if position["identity"] != self.identity:
+        if position["identity"] != self.identity or not np.allclose(position["teacher"], self._teacher_summary(), rtol=1e-3, atol=1e-6):
             raise CheckpointError(f"{self.settings.folder} holds another training (its student, teacher, strategy, seed or data differ from this one's): "
                                   "pass another checkpoint=, or remove the folder.")
         self.history, self.waited = position["history"], position["waited"]
         if position["best_step"]:
             self.best_value, self.best_step = position["best_value"], position["best_step"]
-            assert last is not None
             self.best_weights = load_file(last / BEST)
         return position
 
@@ -216,7 +231,7 @@ class Fit:
         last = self._last()
         if last is None or self.settings.folder is None:
             return
-        position = {"identity": self.identity, "stage": stage, "history": self.history, "waited": self.waited, "best_step": self.best_step,
+        position = {"identity": self.identity, "teacher": self._teacher_summary(), "stage": stage, "history": self.history, "waited": self.waited, "best_step": self.best_step,
                     "best_value": self.best_value if self.best_step else None}
         try:
             training.save(last, position, self.best_weights)

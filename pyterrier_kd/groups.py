@@ -88,6 +88,7 @@ class Groups:
     Attributes:
         queries: The G queries.
         texts: The U distinct texts.
+        length: (U,) their numbers of characters.
         starts: (G + 1,) where each group's rows start.
         row: (N,) which row of the frame each came from.
         text: (N,) which text a row has.
@@ -100,6 +101,7 @@ class Groups:
 
     queries: Sequence[str]
     texts: Sequence[str]
+    length: np.ndarray
     starts: np.ndarray
     row: np.ndarray
     text: np.ndarray
@@ -165,6 +167,12 @@ class Groups:
         sizes = np.add.reduceat(known, self.starts[:-1], dtype=np.int64)
         return replace(self, teacher=teacher.astype(np.float32))._with_rows(np.flatnonzero(known), sizes)
 
+    def with_texts(self, used: np.ndarray) -> Groups:
+        """The groups with the texts of the rows ``used`` alone; the others become empty and cost nothing to tokenise."""
+        kept = np.zeros(len(self.texts), dtype=bool)
+        kept[self.text[used]] = True
+        return replace(self, texts=[t if k else "" for t, k in zip(self.texts, kept, strict=True)])
+
     def _with_rows(self, rows: np.ndarray, sizes: np.ndarray) -> Groups:
         """Some of the rows, of which each group has ``sizes``."""
         return replace(self, starts=np.concatenate([[0], np.cumsum(sizes)]), row=self.row[rows], text=self.text[rows], doc=self.doc[rows],
@@ -184,26 +192,42 @@ class Groups:
                 the same number of batches is left out.
             skip: The number of its own batches that this process passes over, because they are done.
         """
+        k, of = part
+        plan = self._plan(batch_size, seed)
+        for groups in plan[:len(plan) // of * of][k::of][skip:]:
+            yield self._batch(groups, sampler, seed)
+
+    def _plan(self, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:
+        """The groups of each batch of an epoch."""
         rng = np.random.default_rng([*seed])
         order = rng.permutation(len(self))
-        lengths = np.array([len(t) for t in self.texts])
-        size = np.add.reduceat(lengths[self.text], self.starts[:-1]) / np.maximum(self.sizes, 1)
+        size = np.add.reduceat(self.length[self.text], self.starts[:-1]) / np.maximum(self.sizes, 1)
         plan = []
         for i in range(0, len(order), BUCKET * batch_size):
             bucket = order[i:i + BUCKET * batch_size]
             bucket = bucket[np.argsort(size[bucket], kind="stable")]
             plan += [bucket[j:j + batch_size] for j in range(0, len(bucket), batch_size)]
-        plan = [plan[i] for i in rng.permutation(len(plan))]
-        k, of = part
-        for groups in plan[:len(plan) // of * of][k::of][skip:]:
-            yield self._batch(groups, sampler, seed)
+        return [plan[i] for i in rng.permutation(len(plan))]
 
-    def _batch(self, groups: np.ndarray, sampler: Sampler, seed: Sequence[int]) -> Batch:
-        """The batch of some groups; a group's sample depends on the seed and its own number only."""
+    def rows_of(self, batch_size: int, sampler: Sampler, seed: Sequence[int], batches: int) -> np.ndarray:
+        """(N,) bool: the rows that the first ``batches`` batches of an epoch will hold, of all processes."""
+        used = np.zeros(len(self.text), dtype=bool)
+        for groups in self._plan(batch_size, seed)[:batches]:
+            for rows in self._chosen(groups, sampler, seed):
+                used[rows] = True
+        return used
+
+    def _chosen(self, groups: np.ndarray, sampler: Sampler, seed: Sequence[int]) -> list[np.ndarray]:
+        """The rows of each group's sample, which depends on the seed and the group's own number only."""
         chosen = []
         for g in groups:
             a, b = self.starts[g], self.starts[g + 1]
             chosen.append(a + sampler(self.label[a:b], None if self.teacher is None else self.teacher[a:b], np.random.default_rng([*seed, int(g)])))
+        return chosen
+
+    def _batch(self, groups: np.ndarray, sampler: Sampler, seed: Sequence[int]) -> Batch:
+        """The batch of some groups."""
+        chosen = self._chosen(groups, sampler, seed)
         width = max(len(c) for c in chosen)
         rows = np.zeros((len(groups), width), dtype=np.int64)
         mask = np.zeros((len(groups), width), dtype=bool)
@@ -252,8 +276,10 @@ def from_frame(frame: pd.DataFrame, texts: Sequence[str], qrels: pd.DataFrame | 
     text, distinct = pd.factorize(np.asarray(texts, dtype=object)[order["_row"].to_numpy()])
     parents, names = pd.factorize(parent_docno(order["docno"]))
     label, relevant = joined_labels(order["qid"], pd.Series(names[parents], index=order.index), names, qrels, who)
-    return Groups(queries=order["query"].to_numpy()[starts[:-1]].tolist(), texts=list(distinct), starts=starts, row=order["_row"].to_numpy(), text=text.astype(np.int64),
-                  doc=pd.factorize(order["docno"])[0].astype(np.int64), parent=parents.astype(np.int64), label=label, relevant=relevant)
+    return Groups(
+        queries=order["query"].to_numpy()[starts[:-1]].tolist(), texts=list(distinct), length=np.array([len(t) for t in distinct]), starts=starts,
+        row=order["_row"].to_numpy(), text=text.astype(np.int64), doc=pd.factorize(order["docno"])[0].astype(np.int64), parent=parents.astype(np.int64),
+        label=label, relevant=relevant)
 
 
 def joined_labels(qid: pd.Series, parent: pd.Series, names: pd.Index, qrels: pd.DataFrame | None, who: str) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -99,6 +100,17 @@ class Stage:
         return {"linear": rest, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - rest))), "constant": 1.0}[self.schedule]
 
 
+def rows_ahead(stage: Stage, groups: Groups, seed: tuple[int, ...], processes: int) -> np.ndarray:
+    """(N,) bool: the rows that a training of this stage will see. Known ahead, since what a step sees depends on the seed alone."""
+    total, epoch = stage.total(groups, processes), stage.epoch(groups, processes)
+    used = np.zeros(len(groups.text), dtype=bool)
+    for number, first in enumerate(range(0, total, epoch)):
+        used |= groups.rows_of(stage.batch_size, stage.sampler, (*seed, number), min(epoch, total - first) * processes)
+        if used.all():
+            break
+    return used
+
+
 class Learner(Protocol):
     """What is trained: a ranker, seen from here."""
 
@@ -150,12 +162,12 @@ class Training:
         self.done, self.total = 0, stage.total(groups, accelerator.num_processes)
         self._batches: Iterator[Batch] | None = None
 
-    def run(self, steps: int, report: Callable[[float, int], None] | None = None) -> dict[str, float]:
+    def run(self, steps: int, report: Callable[[float, int, float], None] | None = None) -> dict[str, float]:
         """Trains for at most ``steps`` more steps.
 
         Args:
             steps: The number of steps.
-            report: Called after each with its loss and the number of pairs that it saw.
+            report: Called after each with its loss, the number of pairs that it saw, and its seconds.
 
         Returns:
             Means over these steps of the loss and of each term, ``pairs/s``, and the learning rate and peak memory at the end.
@@ -167,12 +179,13 @@ class Training:
             self.module.train()
             try:
                 while self.done < min(first + steps, self.total):
+                    began = time.perf_counter()
                     values, count = self._step()
                     pairs += count
                     for name, value in values.items():
                         sums[name] = sums.get(name, 0.0) + value
                     if report is not None:
-                        report(values["loss"], count)
+                        report(values["loss"], count, time.perf_counter() - began)
             finally:
                 self.module.train(training)
         count = max(1, self.done - first)
@@ -267,7 +280,8 @@ def accelerator_for(device: torch.device, precision: str | None, tracker: str | 
     state = PartialState._shared_state
     stale = bool(state) and PartialState().num_processes == 1 and PartialState().device.type != device.type
     AcceleratorState._reset_state(reset_partial_state=stale)    # accelerate keeps the first precision and device of a process otherwise
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=str(folder) if folder else None)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)     # an encoder's pooler, where the score is made without it
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=str(folder) if folder else None, kwargs_handlers=[unused])
 
 
 def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:

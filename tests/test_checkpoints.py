@@ -212,6 +212,17 @@ def test_a_folder_is_replaced_whole(tmp_path) -> None:
         pass
 
 
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path) -> None:
+    with atomic_folder(tmp_path / "x") as folder:
+        (folder / "good").write_text("")
+    (tmp_path / "x").rename(tmp_path / ".x.0123abcd.old")
+    checkpoints.recover(tmp_path / "x")
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["good"]
+    checkpoints.recover(tmp_path / "x")
+    checkpoints.recover(tmp_path / "nothing")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "pyterrier") == ["x"]
+
+
 @pytest.mark.skipif(shutil.which("mount") is None or subprocess.run(["id", "-u"], capture_output=True, text=True, check=False).stdout.strip() != "0", reason="needs a root user to mount a small disk")
 def test_a_disk_that_is_really_full(tmp_path) -> None:
     disk = tmp_path / "disk"

@@ -274,14 +274,56 @@ def test_a_run_with_missing_rows_can_be_a_teacher(frame) -> None:
 # ---------------------------------------------------------------------- teacher scores are kept
 
 
+def counting_teacher(asked: list) -> kd.Teacher:
+    return kd.Teacher(pt.apply.doc_score(lambda row: asked.append((row["qid"], row["docno"])) or float(len(row["text"]))), name="length")
+
+
 def test_a_second_student_does_not_ask_the_teacher_again(frame, tmp_path) -> None:
-    asked: list[int] = []
-    teacher = kd.Teacher(pt.apply.doc_score(lambda row: asked.append(1) or float(len(row["text"]))), name="length")
-    for seed in range(2):
-        distiller_of(teacher=teacher, seed=seed, scores=tmp_path / "scores").fit(frame)
+    asked: list = []
+    whole = {"strategy": kd.Stage(losses.MSE(), steps=3, batch_size=6, sampler=kd.Sampler(texts=5))}
+    for _ in range(2):
+        distiller_of(teacher=counting_teacher(asked), scores=tmp_path / "scores", **whole).fit(frame)
     assert len(asked) == 30
-    distiller_of(teacher=teacher, scores=False).fit(frame)
+    distiller_of(teacher=counting_teacher(asked), scores=False, **whole).fit(frame)
     assert len(asked) == 60
+
+
+def test_the_teacher_is_asked_only_for_what_training_will_see(frame, qrels, monkeypatch) -> None:
+    seen: set = set()
+    step = training.Training._step
+    names = dict(zip(frame["query"] + frame["text"], zip(frame["qid"], frame["docno"], strict=True), strict=True))
+
+    def remember(self):
+        batch = next(self.groups.batches(self.stage.batch_size, self.stage.sampler, (*self.seed, self.done // 3), skip=self.done % 3))
+        seen.update(names[self.groups.queries[q] + self.groups.texts[t]] for b, q in enumerate(batch.queries.tolist())
+                    for i, t in enumerate(batch.texts[b].tolist()) if batch.mask[b, i])
+        return step(self)
+
+    monkeypatch.setattr(training.Training, "_step", remember)
+    for texts, steps in ((2, 1), (2, 5), (3, 4)):
+        asked: list = []
+        seen.clear()
+        stage = kd.Stage(losses.MSE(), steps=steps, batch_size=2, sampler=kd.Sampler(texts=texts))
+        distiller_of(teacher=counting_teacher(asked), strategy=stage, scores=False).fit(frame, qrels)
+        assert set(asked) == seen
+        assert len(asked) == len(seen) < 30
+
+
+def test_training_on_what_is_needed_is_training_on_everything(frame, qrels, monkeypatch) -> None:
+    stage = kd.Stage(losses.MarginMSE(), steps=5, batch_size=2, dropout=0)
+    few = distiller_of(strategy=stage).fit(frame, qrels)
+    import pyterrier_kd.distiller
+    import pyterrier_kd.fitting
+    monkeypatch.setattr(pyterrier_kd.distiller, "rows_ahead", lambda stage, groups, seed, processes: np.ones(len(groups.row), dtype=bool))
+    monkeypatch.setattr(pyterrier_kd.fitting, "rows_ahead", lambda stage, groups, seed, processes: np.ones(len(groups.row), dtype=bool))
+    assert weights_of(distiller_of(strategy=stage).fit(frame, qrels).student_) == weights_of(few.student_)
+
+
+@pytest.mark.parametrize("sampler", [kd.Sampler(texts=2, choose="top"), kd.Sampler(texts=2, choose="stratified")])
+def test_a_sampler_that_reads_scores_needs_all_of_them(frame, sampler) -> None:
+    asked: list = []
+    distiller_of(teacher=counting_teacher(asked), strategy=kd.Stage(losses.MSE(), steps=1, batch_size=2, sampler=sampler), scores=False).fit(frame)
+    assert len(asked) == 30
 
 
 # ---------------------------------------------------------------------- stages
@@ -424,6 +466,11 @@ def test_a_folder_is_not_resumed_by_another_training(frame, tmp_path) -> None:
                   distiller_of(learning_rate=1e-5, checkpoint=tmp_path / "ck"), distiller_of(teacher=make_cross(6), checkpoint=tmp_path / "ck")):
         with pytest.raises(CheckpointError, match=r"holds another training \(its student, teacher, strategy, seed or data differ from this one's\)"):
             other.fit(frame)
+    one, two = pt.apply.doc_score(lambda row: len(row["text"]) + 0.5), pt.apply.doc_score(lambda row: -2.0 * len(row["text"]))
+    distiller_of(teacher=one, checkpoint=tmp_path / "foreign").fit(frame)
+    distiller_of(teacher=one, checkpoint=tmp_path / "foreign").fit(frame)
+    with pytest.raises(CheckpointError, match="holds another training"):        # although both look alike from outside
+        distiller_of(teacher=two, checkpoint=tmp_path / "foreign").fit(frame)
     with pytest.raises(CheckpointError, match="holds another training"):
         distiller_of(checkpoint=tmp_path / "ck").fit(frame.assign(text=frame["text"] + " tea"))
 

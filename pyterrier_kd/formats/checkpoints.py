@@ -156,6 +156,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     old = fresh.with_suffix(".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
         fresh.mkdir()
         yield fresh
         for file in fresh.rglob("*"):
@@ -174,6 +175,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Puts back what ``atomic_folder`` had moved aside, where the process was killed before the new folder took its place."""
+    if not path.exists():
+        for old in path.parent.glob(f".{path.name}.????????.old"):
+            old.rename(path)
+            return
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -246,7 +246,9 @@ class BertDot(Ranker):
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
         """Tokenises queries and texts; see ``Ranker.tokens``."""
-        return Tokens(self._table(queries, self.query_length, self.query_prompt), self._table(texts, self.doc_length, self.text_prompt))
+        table = self._table(texts, self.doc_length, self.text_prompt)
+        self._report_cut(table.cut, len(texts))
+        return Tokens(self._table(queries, self.query_length, self.query_prompt), table)
 
     def represent(self, table: TokenTable, rows: np.ndarray) -> Tensor:
         """(N, H) vectors of rows of a token table, in pieces of similar length, with gradients in training."""

@@ -123,7 +123,9 @@ class CrossEncoder(Ranker):
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
         """Tokenises queries and texts; see ``Ranker.tokens``."""
-        return Tokens(self._prepare_queries(list(queries)), self._prepare_texts(list(texts))[0])
+        table, cut = self._prepare_texts(list(texts))
+        self._report_cut(cut, len(texts))
+        return Tokens(self._prepare_queries(list(queries)), table)
 
     def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
         """Scores and logits of a batch; see ``Ranker.signals``.
