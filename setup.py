@@ -36,7 +36,7 @@ setup(
     },
     entry_points={
         "pyterrier.dataset_provider": ["kd = pyterrier_kd.datasets:KDDatasets"],
-        "pyterrier.artifact": ["neural_ranker.kd = pyterrier_kd.load:load"],
+        "pyterrier.artifact": ["neural_ranker.kd = pyterrier_kd.loading:load"],
     },
     classifiers=[
         "Programming Language :: Python :: 3", "Operating System :: OS Independent", "Topic :: Text Processing :: Indexing",

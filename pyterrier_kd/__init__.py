@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from . import datasets, errors, losses, strategies
     from .distiller import Distiller
     from .groups import Sampler
-    from .load import load
+    from .loading import load
     from .rankers import BertDot, CrossEncoder, Ranker
     from .strategies import Strategy
     from .teachers import Ensemble, Teacher
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MODULES = ("datasets", "errors", "losses", "strategies")
 _NAMES = {
     "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "Ranker": "rankers", "Sampler": "groups",
-    "Stage": "training", "Strategy": "strategies", "Teacher": "teachers", "load": "load",
+    "Stage": "training", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
 }
 
 __all__ = [
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name in _NAMES:
         value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
-        globals()[name] = value     # a function may be named as its module (load): the function wins
+        globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import os
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ from .score_store import ScoreStore
 from .signals import missing_signal
 from .strategies import Strategy, as_strategy
 from .teachers import teacher_scores, terms_of
-from .training import Stage, rows_ahead
+from .training import Stage, processes, rows_ahead
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
 
@@ -86,10 +86,18 @@ class Distiller(pt.Estimator):
             RuntimeError: If there are rows, and ``fit`` has not been called.
         """
         if self.student_ is not None:
-            return self.student_.transform(inp)
+            return self.student_.rerank(inp)
         if len(inp):
             raise RuntimeError("This Distiller is not fitted: call fit(candidates, qrels) on it or on its pipeline, or rank with its .student as it is.")
-        return self.student.transform(inp)
+        return self._with_loader(self.student).rerank(inp)
+
+    def _with_loader(self, student: Ranker) -> Ranker:
+        """The student with this distiller's text loader, if it has one."""
+        if self.texts is None:
+            return student
+        student = copy.copy(student)
+        student.texts = self.texts
+        return student
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """The student; the teacher takes no part in ranking."""
@@ -132,6 +140,7 @@ class Distiller(pt.Estimator):
             MissingSignal: If student or teacher cannot give what a loss needs, likewise.
             TeacherError: If the teacher does not score every row; what it has scored is kept.
         """
+        self.measure = measure_of(self.measure)
         strategy, start = self.stages(), self.student_ if self.warm_start and self.student_ is not None else self.student
         if self.tracker is not None and self.checkpoint is None:
             raise ValueError(f"Distiller(tracker={self.tracker!r}) writes into the checkpoint folder: pass checkpoint= as well.")
@@ -151,7 +160,8 @@ class Distiller(pt.Estimator):
             fit.run()
         finally:
             if fit.history or fit.stopped:      # whatever happened, what was learned is not lost
-                self.student_, self.history_ = fit.result()
+                student, self.history_ = fit.result()
+                self.student_ = self._with_loader(student)
         return self
 
     def _candidates(self, frame: pd.DataFrame, role: str) -> tuple[pd.DataFrame, list[str]]:
@@ -184,7 +194,7 @@ class Distiller(pt.Estimator):
         teacher = self.teacher if stage.teacher is None else stage.teacher
         rows = groups.row
         if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
-            rows = rows[rows_ahead(stage, groups, seed, int(os.environ.get("WORLD_SIZE", "1")))]
+            rows = rows[rows_ahead(stage, groups, seed, processes())]
         rows, scores = np.sort(rows), np.zeros(len(frame))
         scores[rows] = teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[i] for i in rows], self._store(), self.verbose)
         return groups.with_teacher(scores).usable(stage.loss.needs, stage.loss)
@@ -206,6 +216,9 @@ class Distiller(pt.Estimator):
         truth = qrels.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"}).astype({"relevance": int})
         rows = pd.DataFrame({"query_id": frame["qid"].astype(str), "doc_id": parent_docno(frame["docno"].astype(str))})
         joined = rows.merge(truth[truth["relevance"] > 0], on=["query_id", "doc_id"])
+        if not len(truth):
+            warnings.warn(f"Distiller.fit: none of the validation qrels is about one of its {frame['qid'].nunique()} queries: it trains without validation.", stacklevel=3)
+            return None
         if not len(joined):
             warnings.warn(f"Distiller.fit: none of the {len(rows)} validation candidates is relevant by the {len(qrels)} qrels of their "
                           f"{frame['qid'].nunique()} queries; {self.measure} will be 0 throughout.", stacklevel=3)
@@ -216,3 +229,18 @@ class Distiller(pt.Estimator):
             return float(ir_measures.calc_aggregate([self.measure], truth, best)[self.measure])
 
         return validate
+
+
+def measure_of(measure: Any) -> Any:
+    """A measure of ir_measures, given as such or by its name.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        parsed = ir_measures.parse_measure(measure) if isinstance(measure, str) else measure
+    except (NameError, ValueError, SyntaxError) as error:
+        raise ValueError(f"Distiller(measure={measure!r}) is no measure of ir_measures: {error}.") from error
+    if not isinstance(parsed, ir_measures.measures.Measure):
+        raise ValueError(f"Distiller(measure={measure!r}) is no measure of ir_measures, such as nDCG@10.")
+    return parsed

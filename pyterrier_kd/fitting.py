@@ -28,7 +28,7 @@ from .rankers import Ranker
 from .signals import Batch, Signals
 from .strategies import Strategy
 from .teachers import described, given_signals, live_signals
-from .training import BEST, POSITION, Stage, Training, accelerator_for, rows_ahead
+from .training import BEST, POSITION, Stage, Training, accelerator_for, processes, rows_ahead
 
 VALIDATIONS = 10        # a stage, unless told otherwise
 
@@ -67,6 +67,8 @@ class Fit:
         self.settings, self.groups, self.validate = settings, groups, validate
         self.student = start.clone()
         self.accelerator = accelerator_for(start.device, settings.precision, settings.tracker, settings.folder)
+        if self.accelerator.num_processes != processes():
+            raise RuntimeError(f"Distiller.fit: accelerate runs {self.accelerator.num_processes} processes, the launcher's WORLD_SIZE says {processes()}: launch with torchrun.")
         self.student.device = self.accelerator.device
         self.student.model.to(self.accelerator.device)
         self.identity = self._identity(start)
@@ -81,7 +83,7 @@ class Fit:
         Not the teacher's scores, which may differ in their last digits when they are computed again: ``_teacher_summary``.
         """
         digest = hashlib.blake2b(digest_size=8)
-        for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes,
+        for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes, str(self.settings.measure),
                      described(self.settings.teacher), self.accelerator.mixed_precision):
             digest.update(repr(part).encode())
         for g in self.groups:
@@ -214,9 +216,9 @@ class Fit:
         recover(last)
         for unfinished in last.parent.glob(f".{last.name}.*.new"):      # of a process that was killed while it wrote
             shutil.rmtree(unfinished, ignore_errors=True)
-        position = read_json(str(last), POSITION)
-        if not position:
+        if not (last / POSITION).is_file():     # and never a repository of that name on the hub
             return {}
+        position = read_json(str(last), POSITION)
         if position["identity"] != self.identity or not np.allclose(position["teacher"], self._teacher_summary(), rtol=1e-3, atol=1e-6):
             raise CheckpointError(f"{self.settings.folder} holds another training (its student, teacher, strategy, seed or data differ from this one's): "
                                   "pass another checkpoint=, or remove the folder.")

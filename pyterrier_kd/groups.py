@@ -243,8 +243,8 @@ class Groups:
 
 
 def parent_docno(docno: pd.Series) -> pd.Series:
-    """The document that a passage was cut from: what stands before the last ``%p``, or the docno itself."""
-    return docno.str.rsplit("%p", n=1).str[0]
+    """The document that a passage was cut from: what stands before a last ``%p`` with a number, or the docno itself."""
+    return docno.str.replace(r"%p\d+$", "", regex=True)
 
 
 def from_frame(frame: pd.DataFrame, texts: Sequence[str], qrels: pd.DataFrame | None, who: str) -> Groups:

@@ -36,6 +36,8 @@ class Strategy:
     def with_settings(self, **settings: Any) -> Strategy:
         """The same strategy with some settings of every stage replaced; None leaves a setting as it is."""
         given = {k: v for k, v in settings.items() if v is not None}
+        if "epochs" in given:
+            given.setdefault("steps", None)     # a stage's own number of steps would win otherwise
         return replace(self, stages=tuple(replace(s, **given) for s in self.stages))
 
     def __repr__(self) -> str:

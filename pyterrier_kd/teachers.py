@@ -23,6 +23,7 @@ from pyterrier import _ops as operators
 from .errors import TeacherError, some
 from .groups import Groups
 from .rankers import Ranker
+from .rankers.base import fields_of, row_texts
 from .score_store import ScoreStore, score_key
 from .signals import Batch, Signals, missing_signal
 
@@ -104,7 +105,8 @@ def terms_of(teacher: Any) -> Terms:
         TeacherError: If it is nothing that scores.
     """
     if isinstance(teacher, Teacher):
-        return tuple((w, named(leaf, teacher)) for w, leaf in terms_of(teacher.teacher))
+        inner = terms_of(teacher.teacher)
+        return tuple((w, named(leaf, teacher, i if len(inner) > 1 else None)) for i, (w, leaf) in enumerate(inner))
     if isinstance(teacher, Ensemble):
         return tuple((w * v, leaf) for w, t in zip(teacher.weights, teacher.teachers, strict=True) for v, leaf in terms_of(t))
     if isinstance(teacher, operators.Sum):
@@ -133,10 +135,14 @@ def leaf_of(teacher: Any) -> Leaf:
     raise TeacherError(f"{type(teacher).__name__} is no teacher: pass a kd ranker, a PyTerrier transformer or pipeline, a run as a frame, or a sum of those.")
 
 
-def named(leaf: Leaf, teacher: Teacher) -> Leaf:
-    """A leaf with what ``Teacher`` says of it."""
-    giver = leaf.giver if isinstance(leaf.source, Ranker) or not teacher.name else f"named {teacher.name!r} listwise={teacher.listwise}"
-    return replace(leaf, giver=giver, listwise=teacher.listwise, logit=teacher.logit, missing=teacher.missing)
+def named(leaf: Leaf, teacher: Teacher, place: int | None) -> Leaf:
+    """A leaf with what ``Teacher`` says of it; ``place`` is which leaf of a sum it is."""
+    listwise = leaf.listwise or teacher.listwise
+    giver = leaf.giver
+    if giver is None and teacher.name and not isinstance(leaf.source, pd.DataFrame):
+        giver = f"named {teacher.name!r} place={place} listwise={listwise}"
+    missing = "drop" if "drop" in (leaf.missing, teacher.missing) else "error"
+    return replace(leaf, giver=giver, listwise=listwise, logit=leaf.logit or teacher.logit, missing=missing)
 
 
 # ---------------------------------------------------------------------- scores ahead of training
@@ -171,6 +177,9 @@ def run_scores(leaf: Leaf, frame: pd.DataFrame) -> np.ndarray:
     run = pd.DataFrame({"qid": leaf.source["qid"].astype(str), "docno": leaf.source["docno"].astype(str), "_score": leaf.source["score"]})
     scores = joined(leaf, frame, run)
     lacking = np.isnan(scores)
+    if not np.isfinite(run["_score"]).all():
+        bad = ~np.isfinite(run["_score"].to_numpy(dtype=np.float64))
+        raise TeacherError(f"The teacher {leaf!r} has {int(bad.sum())} scores that are NaN or infinite (first: {first_rows(run, bad)}).")
     if lacking.any() and leaf.missing == "error":
         raise TeacherError(f"The teacher {leaf!r} has no score for {int(lacking.sum())} of {len(frame)} candidates (first: {first_rows(frame, lacking)}). "
                            "Cut the candidates to the run, or pass kd.Teacher(run, missing='drop') to train without those rows.")
@@ -199,13 +208,22 @@ def asked_scores(leaf: Leaf, frame: pd.DataFrame, texts: Sequence[str], store: S
 
 
 def keys_of(leaf: Leaf, frame: pd.DataFrame, texts: Sequence[str]) -> list[bytes]:
-    """What each row's score is stored under; for a list-wise teacher with the whole list of its query."""
+    """What each row's score is stored under: everything that the teacher may read, and for a list-wise teacher the whole list of its query."""
     assert leaf.giver is not None
-    givers = [leaf.giver] * len(frame)
+    givers, texts = [leaf.giver] * len(frame), read_by(leaf, frame, texts)
     if leaf.listwise:
         lists = pd.Series(list(texts)).groupby(frame["qid"].to_numpy()).agg(lambda t: score_key("list", "", "\0".join(t)).hex())
         givers = [f"{leaf.giver} {lists[q]}" for q in frame["qid"]]
     return [score_key(g, q, t) for g, q, t in zip(givers, frame["query"], texts, strict=True)]
+
+
+def read_by(leaf: Leaf, frame: pd.DataFrame, texts: Sequence[str]) -> Sequence[str]:
+    """What a teacher reads of each row besides the query: a ranker its own text fields, any other transformer all strings."""
+    if isinstance(leaf.source, Ranker):
+        fields = fields_of(leaf.source.text_field)
+        return row_texts(frame, fields, None, leaf.source) if all(f in frame.columns for f in fields) else texts
+    columns = [c for c in sorted(frame.columns) if c not in ("qid", "query") and not pd.api.types.is_numeric_dtype(frame[c]) and not c.endswith(("_vec", "_toks"))]
+    return ["\0".join(map(str, row)) for row in zip(texts, *(frame[c] for c in columns), strict=True)]
 
 
 def next_chunk(qids: np.ndarray, todo: np.ndarray, size: int) -> np.ndarray:
@@ -221,7 +239,7 @@ def ask(leaf: Leaf, rows: pd.DataFrame, texts: Sequence[str]) -> np.ndarray:
     question = rows.reset_index(drop=True)
     if "text" not in question.columns:
         question = question.assign(text=list(texts))
-    answer = leaf.source.transform(question)
+    answer = leaf.source.rerank(question) if isinstance(leaf.source, Ranker) else leaf.source.transform(question)
     if "score" not in answer.columns:
         raise TeacherError(f"The teacher {leaf!r} returned no column 'score', but {list(answer.columns)}: it must score the rows that it is given.")
     answer = pd.DataFrame({"qid": answer["qid"].astype(str), "docno": answer["docno"].astype(str), "_score": answer["score"]})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -197,7 +197,7 @@ class Training:
         """One optimiser step; its loss and terms, and the pairs that it saw."""
         progress = self.done / self.total
         for group in self.optimizer.param_groups:
-            group["lr"] = self.stage.learning_rate * self.stage.rate((self.done + 1) / self.total)
+            group["lr"] = self.stage.learning_rate * self.stage.rate((self.done + 0.5) / self.total)
         torch.manual_seed(hash((*self.seed, self.done, self.accelerator.process_index)) & 0x7FFFFFFF)
         batch = self._next()
         parts = split(batch, self.stage.accumulate)
@@ -210,12 +210,12 @@ class Training:
                 self.accelerator.backward(loss * (len(part.queries) / len(batch.queries)))
             for name, value in {"loss": loss.detach(), **terms}.items():
                 values[name] = values.get(name, torch.zeros((), device=value.device)) + value * (len(part.queries) / len(batch.queries))
+        if not math.isfinite(value_of := float(values["loss"])):
+            raise FloatingPointError(f"the loss is {value_of} at step {self.done + 1} of stage {self.stage.name!r}: lower learning_rate (now "
+                                     f"{self.stage.learning_rate}), or train in float32 (precision='no').")
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.stage.clip)
         self.optimizer.step()
         self.done += 1
-        if not math.isfinite(value_of := float(values["loss"])):
-            raise FloatingPointError(f"the loss is {value_of} at step {self.done} of stage {self.stage.name!r}: lower learning_rate (now "
-                                     f"{self.stage.learning_rate}), or train in float32 (precision='no').")
         return {k: float(v) for k, v in values.items()}, int(batch.mask.sum())
 
     def _next(self) -> Batch:
@@ -264,6 +264,11 @@ class Training:
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read ({error}): remove the folder to start afresh.") from error
         self.done, self._batches = int(position["done"]), None
+
+
+def processes() -> int:
+    """The number of processes of this training, as launchers say it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def accelerator_for(device: torch.device, precision: str | None, tracker: str | None, folder: Path | None) -> Accelerator:
@@ -329,5 +334,8 @@ def peak_memory(device: torch.device) -> float:
     """The most memory so far in MiB: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return float("nan")
+    import resource  # not on Windows
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -142,6 +142,49 @@ def test_an_encoder_without_a_head_gets_a_new_one_and_says_so(frame, tmp_path) -
         kd.CrossEncoder(str(tmp_path / "c"), classes=2)
 
 
+BASES = {
+    "roberta": lambda **s: transformers.RobertaConfig(**s), "modernbert": lambda **s: transformers.ModernBertConfig(**s, reference_compile=False),
+    "deberta": lambda **s: transformers.DebertaV2Config(**s), "distilbert": lambda **s: transformers.DistilBertConfig(vocab_size=120, dim=32, n_heads=4, n_layers=2, hidden_dim=64),
+    "electra": lambda **s: transformers.ElectraConfig(**s, embedding_size=32), "albert": lambda **s: transformers.AlbertConfig(**s, embedding_size=16), "mpnet": lambda **s: transformers.MPNetConfig(**s),
+}
+
+
+@pytest.mark.parametrize("auto", [transformers.AutoModel, transformers.AutoModelForMaskedLM, transformers.AutoModelForPreTraining], ids=["base", "mlm", "pretraining"])
+@pytest.mark.parametrize("family", BASES)
+def test_pretrained_encoders_of_every_family_load(family, auto, frame, tmp_path) -> None:
+    sizes = {"vocab_size": 120, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "max_position_embeddings": 80, "pad_token_id": 0}
+    config = BASES[family](**sizes)
+    try:
+        model = auto.from_config(config)
+    except ValueError:
+        pytest.skip(f"transformers has no {auto.__name__} for {family}")
+    model.save_pretrained(tmp_path / "m")
+    make_tokenizer().save_pretrained(tmp_path / "m")
+    with pytest.warns(UserWarning, match="has no ranking head"):
+        cross = kd.CrossEncoder(str(tmp_path / "m"), device="cpu")
+    dot = kd.BertDot(str(tmp_path / "m"), device="cpu")
+    source = {k: v for k, v in model.base_model.state_dict().items() if "pooler" not in k}
+    for loaded in (cross.model.base_model, dot.model.encoder):
+        weights = loaded.state_dict()
+        assert all(torch.equal(weights[k], v) for k, v in source.items())
+    assert np.isfinite(cross(frame)["score"]).all()
+    assert np.isfinite(dot(frame)["score"]).all()
+
+
+def test_what_tinybert_left_in_its_folders_is_known(tmp_path) -> None:
+    transformers.BertForPreTraining(make_config()).save_pretrained(tmp_path / "m")
+    make_tokenizer().save_pretrained(tmp_path / "m")
+    edit(tmp_path / "m", lambda w: {**w, "fit_denses.0.weight": torch.ones(2), "fit_dense.bias": torch.ones(2)})
+    assert kd.BertDot(str(tmp_path / "m"), device="cpu").name
+
+
+def test_a_repository_that_cannot_be_asked_is_not_taken_for_a_plain_encoder(monkeypatch) -> None:
+    monkeypatch.setattr(checkpoints, "cached_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(CheckpointError, match=r"it cannot be known whether it has a modules.json, which says how its scores are made \(no network\)"):
+        checkpoints.read_json("somebody/model", "modules.json", certain=True)
+    assert checkpoints.read_json("somebody/model", "pt_meta.json") == {}
+
+
 def test_half_precision_checkpoints_are_computed_in_float32(frame, tmp_path) -> None:
     model = transformers.BertForSequenceClassification(make_config(num_labels=1)).half()
     model.save_pretrained(tmp_path / "m")
@@ -237,6 +280,21 @@ def test_a_disk_that_is_really_full(tmp_path) -> None:
         assert kd.load(disk / "m", device="cpu") == small
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"is a folder with other files \('thesis.tex'\), which save would replace: pass a new folder."):
+        make_cross().save(tmp_path / "project")
+    assert (tmp_path / "project" / "thesis.tex").read_text() == "years of work"
+
+
+def test_loading_stays_a_function_after_pyterrier_loaded_an_artifact(tmp_path) -> None:
+    make_cross().save(tmp_path / "m")
+    code = f"import pyterrier as pt, pyterrier_kd as kd; a = pt.Artifact.load({str(tmp_path / 'm')!r}); b = kd.load({str(tmp_path / 'm')!r}); assert a == b"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_fingerprints_tell_weights_apart() -> None:

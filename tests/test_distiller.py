@@ -43,6 +43,33 @@ def test_fit_trains_a_copy_and_returns_itself(frame, qrels) -> None:
     np.testing.assert_allclose(distiller.transform(frame)["score"], distiller.student_(frame)["score"])
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_single_step_trains(frame, schedule) -> None:
+    distiller = distiller_of(strategy=kd.Stage(losses.MSE(), steps=1, schedule=schedule)).fit(frame)
+    assert distiller.student_ != distiller.student
+    assert distiller.history_["learning_rate"].iloc[-1] > 0
+
+
+def test_a_text_loader_serves_fitting_and_ranking(frame, qrels) -> None:
+    from test_rankers import Loader
+    frame = frame.drop_duplicates("docno")
+    bare = frame.drop(columns=["text"])
+    distiller = distiller_of(texts=Loader(frame))
+    assert list(distiller.transform(bare.head(0)).columns) == [*bare.columns[:-3], "url", "score", "rank"]
+    distiller.fit(bare, qrels, bare, qrels)
+    out = distiller.transform(bare)
+    assert "text" not in out.columns
+    assert distiller.student.texts is None
+    np.testing.assert_allclose(out["score"], distiller_of().fit(frame, qrels, frame, qrels).transform(frame)["score"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_measure_may_be_named(frame, qrels) -> None:
+    assert "RR@5" in distiller_of(measure="RR@5").fit(frame, qrels, frame, qrels).history_.columns
+    for measure in ("nDGC@5", 10):
+        with pytest.raises(ValueError, match=rf"Distiller\(measure={measure!r}\) is no measure of ir_measures"):
+            distiller_of(teacher=Untouchable(), measure=measure).fit(frame, qrels, frame, qrels)
+
+
 def test_distillation_needs_no_qrels(frame) -> None:
     assert distiller_of().fit(frame).student_ is not None
 
@@ -239,8 +266,10 @@ def test_a_loss_over_a_teacher_needs_one(frame) -> None:
 def test_validation_without_qrels_or_overlap_is_said(frame, qrels) -> None:
     with pytest.warns(UserWarning, match="got validation candidates without qrels: it trains without validation"):
         distiller_of().fit(frame, qrels, frame)
-    with pytest.warns(UserWarning, match="none of the 30 validation candidates is relevant by the 0 qrels of their 6 queries; nDCG@10 will be 0 throughout"):
+    with pytest.warns(UserWarning, match="none of the validation qrels is about one of its 6 queries: it trains without validation"):
         distiller_of().fit(frame, qrels, frame, qrels.assign(qid="elsewhere"))
+    with pytest.warns(UserWarning, match="none of the 30 validation candidates is relevant by the 6 qrels of their 6 queries; nDCG@10 will be 0 throughout"):
+        distiller_of().fit(frame, qrels, frame, qrels.assign(docno="elsewhere"))
 
 
 def test_bad_settings(frame) -> None:
@@ -356,6 +385,12 @@ def test_named_strategies_train(strategy, frame, qrels) -> None:
 def test_alpha_is_checked() -> None:
     with pytest.raises(ValueError, match=r"standard_kd\(alpha=2\) must be in \[0, 1\]"):
         kd.strategies.standard_kd(alpha=2)
+
+
+def test_epochs_win_over_a_stages_own_steps() -> None:
+    stage = kd.Stage(losses.MSE(), steps=7)
+    assert kd.Distiller(make_cross(), strategy=stage, epochs=2).stages().stages[0].steps is None
+    assert kd.Distiller(make_cross(), strategy=stage, epochs=2, steps=3).stages().stages[0].steps == 3
 
 
 @pytest.mark.parametrize(("schedule", "values"), [("linear", [0, 1, 0.5, 0]), ("cosine", [0, 1, 0.5, 0]), ("constant", [0, 1, 1, 1])])
@@ -486,21 +521,21 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(frame, tmp_path) 
         distiller_of(checkpoint=tmp_path / "ck").fit(frame)
 
 
-def test_a_full_disk_costs_a_warning_and_the_last_good_checkpoint_stays(frame, qrels, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_costs_a_warning_and_the_last_good_checkpoint_stays(frame, qrels, tmp_path) -> None:
     original, calls = training.Training.save, []
+    with pytest.MonkeyPatch.context() as patch:
 
-    def full(self, path, position, best=None):
-        calls.append(1)
-        if len(calls) > 1:
-            monkeypatch.setattr(self.accelerator, "save_state", lambda folder: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        original(self, path, position, best)
+        def full(self, path, position, best=None):
+            calls.append(1)
+            if len(calls) > 1:
+                patch.setattr(self.accelerator, "save_state", lambda folder: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+            original(self, path, position, best)
 
-    monkeypatch.setattr(training.Training, "save", full)
-    with pytest.warns(UserWarning, match=r"Distiller.fit: \[Errno 28\] could not write .*last: No space left on device; what was there before is unchanged. Training goes on; the previous checkpoint stays."):
-        distiller = distiller_of(checkpoint=tmp_path / "ck").fit(frame, qrels, frame, qrels)
+        patch.setattr(training.Training, "save", full)
+        with pytest.warns(UserWarning, match=r"Distiller.fit: \[Errno 28\] could not write .*last: No space left on device; what was there before is unchanged. Training goes on; the previous checkpoint stays."):
+            distiller = distiller_of(checkpoint=tmp_path / "ck").fit(frame, qrels, frame, qrels)
     assert distiller.history_["step"].tolist() == [4, 8, 12]
     assert kd.load(tmp_path / "ck" / "best", device="cpu") is not None
-    monkeypatch.undo()
     unbroken = distiller_of().fit(frame, qrels, frame, qrels)
     resumed = distiller_of(checkpoint=tmp_path / "ck").fit(frame, qrels, frame, qrels)
     assert weights_of(resumed.student_) == weights_of(unbroken.student_)

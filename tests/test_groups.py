@@ -36,7 +36,7 @@ def test_passages_get_the_labels_of_their_documents() -> None:
     assert groups.label.tolist() == [2, 2, 0, 1]
     assert groups.parent.tolist() == [0, 0, 1, 2]
     assert len(set(groups.doc.tolist())) == 4
-    assert parent_docno(pd.Series(["a%p3", "b", "c%p1%p2"])).tolist() == ["a", "b", "c%p1"]
+    assert parent_docno(pd.Series(["a%p3", "b", "c%p1%p2", "100%pure"])).tolist() == ["a", "b", "c%p1", "100%pure"]
 
 
 def test_qrels_of_other_types_are_joined(frame) -> None:

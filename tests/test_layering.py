@@ -18,7 +18,7 @@ LAYERS = [
     ["errors", "signals"],
     ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "losses", "groups"],
     ["rankers", "training"],
-    ["strategies", "teachers", "load", "datasets"],
+    ["strategies", "teachers", "loading", "datasets"],
     ["fitting", "distiller"],
 ]
 WITHIN = {

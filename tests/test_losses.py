@@ -297,6 +297,11 @@ def test_losses_add_and_scale() -> None:
         MSE() * "heavy"
 
 
+def test_a_schedule_without_a_name_can_be_printed() -> None:
+    from functools import partial
+    assert repr(partial(max, 0.5) * MSE()).endswith("* MSE()")
+
+
 def test_a_weight_may_be_a_schedule() -> None:
     def falling(progress: float) -> float:
         return 1 - progress

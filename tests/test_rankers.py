@@ -148,6 +148,12 @@ def test_long_texts_are_cut_and_reported_once(make, frame) -> None:
     assert sum("were cut" in str(w.message) for w in caught) == 1
 
 
+def test_a_text_that_is_cut_only_beside_its_query_counts_too() -> None:
+    ranker = make_cross(max_length=12)
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than the model takes"):
+        ranker.score(["apple tea rice"] * 2, ["bread " * 8, "bread"])
+
+
 def test_a_query_that_leaves_no_room_is_an_error_before_any_forward(frame, monkeypatch) -> None:
     ranker = make_cross(max_length=16)
     monkeypatch.setattr(ranker.model, "forward", lambda **k: pytest.fail("the model ran"))
@@ -267,6 +273,35 @@ def test_a_fused_optimiser_changes_the_fingerprint_although_torch_does_not_count
     ranker.model(**ranker.tokenizer("apple", return_tensors="pt")).sum().backward()
     optimizer.step()
     assert ranker.fingerprint() != before
+
+
+@BOTH
+def test_two_text_loaders_that_look_alike_make_two_rankers(make) -> None:
+    one, two = pt.apply.generic(lambda f: f.assign(text="apple")), pt.apply.generic(lambda f: f.assign(text="tea"))
+    assert repr(one) == repr(two)
+    assert make(texts=one) != make(texts=two)
+    assert make(texts=one) == make(texts=one)
+
+
+def test_the_batch_size_is_a_number_for_those_who_read_it() -> None:
+    ranker = make_cross()
+    assert ranker.batch_size == 64
+    ranker.batch_size = 3
+    assert ranker.batch_size == ranker.rows_a_batch == 3
+
+
+def test_a_model_object_needs_its_tokenizer() -> None:
+    for kind, model in ((kd.CrossEncoder, make_cross().model), (kd.BertDot, make_dot().model)):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}\(model, tokenizer\): a model object needs its tokenizer as the second argument."):
+            kind(model)
+
+
+@pytest.mark.parametrize("make", [make_dot], ids=["dot"])
+def test_encode_queries_torch_keeps_gradients(make) -> None:
+    ranker = make(scale=2.0)
+    vectors = ranker.encode_queries_torch(["apple tea", "rice"])
+    assert vectors.requires_grad
+    assert np.allclose(vectors.detach().numpy(), ranker.encode_queries(["apple tea", "rice"]), atol=1e-6)
 
 
 @BOTH
@@ -403,6 +438,7 @@ def test_max_length_is_what_the_model_takes() -> None:
     assert make_cross().max_length == 64
     assert make_cross(max_length=500).max_length == 64
     assert make_dot(doc_length=20).doc_length == 20
+    assert make_dot(doc_length=999).doc_length == 64
     model = transformers.BertForSequenceClassification(make_config(num_labels=1, max_position_embeddings=40))
     assert kd.CrossEncoder(model, make_tokenizer(), device="cpu").max_length == 40
 

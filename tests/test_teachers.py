@@ -55,6 +55,22 @@ def test_a_sum_is_walked_to_its_leaves(frame) -> None:
     assert np.allclose(scores_of(weighted, frame), 3 * a(frame)["score"] - b(frame)["score"])
 
 
+def test_named_sums_keep_their_leaves_apart(frame, tmp_path) -> None:
+    store = ScoreStore(tmp_path / "s")
+    a, b = Counting(lambda row: len(row["text"]) + 100.0), Counting(lambda row: -3.0 * len(row["text"]))
+    expected = (a(frame)["score"] + b(frame)["score"]) / 2
+    for _ in range(2):
+        assert np.allclose(scores_of(kd.Teacher(kd.Ensemble([a, b]), name="e"), frame, store), expected)
+        assert np.allclose(scores_of(kd.Teacher((a + b) * 0.5, name="sum"), frame, store), expected)
+    assert len(a.asked) == len(b.asked) == 3
+
+
+def test_what_an_inner_teacher_says_still_holds(frame) -> None:
+    (_, leaf), = terms_of(kd.Teacher(kd.Teacher(Counting(), "inner", logit=True, listwise=True, missing="drop"), name="outer"))
+    assert (leaf.logit, leaf.listwise, leaf.missing) == (True, True, "drop")
+    assert "'inner'" in leaf.giver
+
+
 def test_a_pipeline_that_ends_in_a_sum_is_walked_too(frame) -> None:
     shout = pt.apply.text(lambda row: row["text"] + " apple")
     a, b = make_cross(0), make_cross(1)
@@ -112,6 +128,8 @@ def test_a_run_teaches_by_its_ids(frame) -> None:
     assert str(error.value) == ("The teacher a run of 28 rows has no score for 2 of 30 candidates (first: ('q0', 'd0x0'), ('q0', 'd1x1')). "
                                 "Cut the candidates to the run, or pass kd.Teacher(run, missing='drop') to train without those rows.")
     assert np.isnan(scores_of(kd.Teacher(run[run["score"] > -2], missing="drop"), frame)).tolist() == [True, True, *[False] * 28]
+    with pytest.raises(TeacherError, match=r"has 1 scores that are NaN or infinite \(first: \('q0', 'd1x1'\)\)"):
+        scores_of(frame[["qid", "docno"]].assign(score=[0.0, np.inf, *range(28)]), frame)
     with pytest.raises(TeacherError, match=r"needs the columns qid, docno and score; \['score'\] are missing"):
         scores_of(run.drop(columns="score"), frame)
 
@@ -155,6 +173,26 @@ def test_an_edited_text_or_query_is_asked_about_anew(frame, tmp_path) -> None:
     frame.loc[frame["qid"] == "q1", "query"] = "another"
     scores_of(kd.Teacher(teacher, "n"), frame, store)
     assert teacher.asked == [30, 1, 5]
+
+
+def test_what_the_teacher_reads_is_what_its_scores_are_filed_under(frame, tmp_path) -> None:
+    store = ScoreStore(tmp_path / "s")
+    frame["title"] = "the same title"
+    titles = frame["title"].tolist()
+    for teacher in (make_cross(0), kd.Teacher(Counting(), "n")):          # the student reads titles, the teacher texts
+        transformer = teacher if isinstance(teacher, kd.Ranker) else teacher.teacher
+        for _ in range(2):
+            assert np.allclose(teacher_scores(teacher, frame, titles, store), transformer.transform(frame)["score"])
+        changed = frame.assign(text=frame["text"] + " tea")
+        assert np.allclose(teacher_scores(teacher, changed, titles, store), transformer.transform(changed)["score"])
+
+
+def test_vectors_of_another_encoder_are_not_used(frame) -> None:
+    vectors = frame.assign(query_vec=[np.ones(32, dtype=np.float32)] * 30)
+    ranker = make_dot()
+    assert np.allclose(scores_of(ranker, vectors), ranker(frame)["score"])
+    with pytest.raises(kd.errors.DataError, match="the query vectors have 3 dimensions and the document vectors 32: they are not of one encoder"):
+        ranker(frame.assign(query_vec=[np.ones(3, dtype=np.float32)] * 30))
 
 
 def test_two_teachers_never_share_scores(frame, tmp_path) -> None:

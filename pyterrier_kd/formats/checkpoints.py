@@ -32,7 +32,7 @@ METADATA = "pt_meta.json"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 PRETRAINING_HEADS = re.compile(
     r"^(cls\.(predictions|seq_relationship)\.|lm_head\.|vocab_(transform|layer_norm|projector)\.|predictions\.|sop_classifier\."
-    r"|discriminator_predictions\.|generator_(predictions|lm_head)\.|decoder\.|head\.(dense|norm)\.)|(^|\.)position_ids$")
+    r"|discriminator_predictions\.|generator_(predictions|lm_head)\.|decoder\.|head\.(dense|norm)\.|(lm|mask)_predictions\.|fit_denses?\.)|(^|\.)position_ids$")
 
 
 @contextlib.contextmanager
@@ -76,11 +76,12 @@ def load_strict(auto_class: Any, name: str, *, new_head: bool = False, **config:
     head = {k for k in model.state_dict() if not k.startswith(base)} if auto_class is not transformers.AutoModel else set()
     pooler = {k for k in model.state_dict() if re.search(r"(^|\.)pooler\.", k)}
     state = "loaded"
-    if head and head <= missing and new_head:
+    if new_head and missing:
         missing -= head | pooler
         state = "new"
     if auto_class is transformers.AutoModel:
         missing -= pooler               # of an encoder we read the hidden states: its pooler is not used
+    if auto_class is transformers.AutoModel or new_head:
         unexpected = {k for k in unexpected if not re.search(r"(^|\.)pooler\.", k)}
     unexpected = {k for k in unexpected if not PRETRAINING_HEADS.search(k)}
     if missing or unexpected:
@@ -116,25 +117,39 @@ def model_limit(config: Any, tokenizer: Any) -> int:
     return min(limits) if limits else 512
 
 
-def find_file(name: str, filename: str) -> Path | None:
-    """A file of a folder or hub repository, or None where it has none."""
+def find_file(name: str, filename: str, certain: bool = False) -> Path | None:
+    """A file of a folder or hub repository, or None where it has none.
+
+    Args:
+        name: A folder, or a name on the hub.
+        filename: The file.
+        certain: Whether not knowing is an error: whether a repository has a file cannot be known without a network,
+            unless that was asked before.
+
+    Raises:
+        CheckpointError: If it cannot be known and ``certain`` is set.
+    """
     if os.path.isdir(name):
         path = Path(name) / filename
         return path if path.is_file() else None
-    with quiet_loading(), contextlib.suppress(OSError):
-        found = cached_file(
-            name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    try:
+        with quiet_loading():
+            found = cached_file(name, filename, _raise_exceptions_for_missing_entries=False)
         return Path(found) if found else None
-    return None
+    except OSError as error:
+        if not certain:
+            return None
+        raise CheckpointError(f"{name!r}: it cannot be known whether it has a {filename}, which says how its scores are made ({str(error).strip()[:200]}). "
+                              "Download the whole repository and pass its folder.") from error
 
 
-def read_json(name: str, filename: str) -> dict[str, Any]:
-    """A JSON file of a folder or hub repository, or {} where it has none.
+def read_json(name: str, filename: str, certain: bool = False) -> dict[str, Any]:
+    """A JSON file of a folder or hub repository, or {} where it has none; see ``find_file``.
 
     Raises:
         CheckpointError: If it is not JSON.
     """
-    path = find_file(name, filename)
+    path = find_file(name, filename, certain)
     if path is None:
         return {}
     try:

@@ -83,7 +83,7 @@ def read(name: str) -> Recipe | None:
     Raises:
         CheckpointError: If a module is of a kind that a single-vector bi-encoder does not have.
     """
-    listed: Any = read_json(name, "modules.json")
+    listed: Any = read_json(name, "modules.json", certain=True)
     if not listed:
         return None
     pooling: str | None = None

@@ -66,7 +66,7 @@ class Term:
     def __repr__(self) -> str:
         if self.weight == 1:
             return repr(self.loss)
-        name = getattr(self.weight, "__name__", None) or f"{self.weight:g}"
+        name = getattr(self.weight, "__name__", repr(self.weight)) if callable(self.weight) else f"{self.weight:g}"
         return f"{name} * {self.loss!r}"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -59,13 +60,22 @@ class Ranker(pt.Transformer, ABC):
                  dtype: torch.dtype | str | None, verbose: bool) -> None:
         self.device = torch.device(device) if device is not None else best_device()
         self.model, self.tokenizer, self.name = model.to(self.device).eval(), tokenizer, name
-        self.batch_size, self.text_field, self.texts = batch_size, text_field, texts
+        self.rows_a_batch, self.text_field, self.texts = batch_size, text_field, texts
         self.query_prompt, self.text_prompt, self.verbose = query_prompt, text_prompt, verbose
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.head_ = "loaded"
         self.metadata_: dict[str, Any] = {}
         self._fingerprint: tuple[Any, str] | None = None
         self._cut_reported = False
+
+    @property
+    def batch_size(self) -> int:
+        """The most rows a batch, as a number for those who read it (a stage that feeds this one in batches); where none was given, 64."""
+        return self.rows_a_batch or 64
+
+    @batch_size.setter
+    def batch_size(self, rows: int | None) -> None:
+        self.rows_a_batch = rows
 
     # ------------------------------------------------------------------ what an architecture implements
 
@@ -91,8 +101,12 @@ class Ranker(pt.Transformer, ABC):
         """Whatever the distinct queries of a frame are turned into before any row is scored."""
 
     @abstractmethod
-    def _prepare_texts(self, texts: list[str]) -> tuple[Any, int]:
-        """Whatever the distinct texts of a window are turned into, and how many of them were cut."""
+    def _prepare_texts(self, texts: list[str]) -> Any:
+        """Whatever the distinct texts of a window are turned into."""
+
+    @abstractmethod
+    def _cut_texts(self, queries: Any, query_rows: np.ndarray, texts: Any, text_rows: np.ndarray) -> int:
+        """How many of the prepared texts are not read to their end in some of N pairs."""
 
     @abstractmethod
     def _score_rows(self, queries: Any, query_rows: np.ndarray, texts: Any, text_rows: np.ndarray,
@@ -121,12 +135,12 @@ class Ranker(pt.Transformer, ABC):
         training = self.model.training
         self.model.eval()
         with torch.inference_mode(), autocast(self.device, self.dtype), \
-                pt.tqdm(total=len(scores), desc=str(self), unit="pair", disable=not (self.verbose and len(scores))) as bar:
+                pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
             prepared = self._prepare_queries(list(distinct_queries)) if len(scores) else None
             for rows in scoring.windows(text_codes):
                 codes, local = np.unique(text_codes[rows], return_inverse=True)
-                side, shortened = self._prepare_texts(list(distinct_texts[codes]))
-                cut += shortened
+                side = self._prepare_texts(list(distinct_texts[codes]))
+                cut += self._cut_texts(prepared, query_codes[rows], side, local)
                 scores[rows] = self._score_rows(prepared, query_codes[rows], side, local, bar.update)
         self.model.train(training)
         self._report_cut(cut, len(distinct_texts))
@@ -136,7 +150,11 @@ class Ranker(pt.Transformer, ABC):
         return scores
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Re-ranks: the same rows in the same order, with ``score`` and ``rank`` set.
+        """Re-ranks; see ``rerank``."""
+        return self.rerank(inp)
+
+    def rerank(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Scores by the texts: the same rows in the same order, with ``score`` and ``rank`` set.
 
         Args:
             inp: A frame with ``qid``, ``query``, ``docno`` and the text field(s); others are kept as they are.
@@ -190,7 +208,8 @@ class Ranker(pt.Transformer, ABC):
         return (type(self).__name__, self.fingerprint(), repr(self.settings()), repr(self.texts), self.dtype)
 
     def __eq__(self, other: object) -> bool:
-        return self._key() == other._key() if isinstance(other, Ranker) else NotImplemented
+        # two text loaders may look alike and load different texts: their own equality counts
+        return self._key() == other._key() and self.texts == other.texts if isinstance(other, Ranker) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -243,11 +262,15 @@ class Ranker(pt.Transformer, ABC):
         The folder appears whole or not at all; if writing fails, what was at ``path`` stays as it was.
 
         Args:
-            path: The folder; replaced if it exists.
+            path: The folder; replaced if it holds a model already.
 
         Raises:
+            FileExistsError: If it holds other files, which would be lost.
             OSError: If the disk is full or cannot be written.
         """
+        held = os.listdir(path) if os.path.isdir(path) else []
+        if held and "config.json" not in held:
+            raise FileExistsError(f"{path} is a folder with other files ({some(sorted(held))}), which save would replace: pass a new folder.")
         with atomic_folder(path) as folder:
             self._save_model(folder)
             self.tokenizer.save_pretrained(folder)
@@ -296,6 +319,12 @@ def stored_metadata(name: str, ranker: str) -> tuple[dict[str, Any], dict[str, A
     if metadata.get("ranker", ranker) != ranker:
         raise CheckpointError(f"{name!r} holds a {metadata['ranker']}, not a {ranker}: load it with kd.load({name!r}).")
     return metadata.get("settings", {}), {k: v for k, v in metadata.items() if k not in WRITTEN}
+
+
+def require_tokenizer(tokenizer: Any, who: str) -> None:
+    """Refuses a model object that comes without its tokenizer."""
+    if tokenizer is None:
+        raise ValueError(f"{who}(model, tokenizer): a model object needs its tokenizer as the second argument.")
 
 
 def takes_types(encoder: torch.nn.Module, tokenizer: Any) -> bool:

@@ -20,12 +20,12 @@ import transformers
 from torch import Tensor, nn
 
 from .. import scoring
-from ..errors import require_extra
+from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..signals import Batch, Signals, missing_signal
 from ..tokens import Template, TokenTable, assemble, tokenise
-from .base import Ranker, TextFields, Tokens, autocast, explained, fields_of, require_strings, row_texts, stored_metadata, takes_types
+from .base import Ranker, TextFields, Tokens, autocast, explained, fields_of, require_strings, require_tokenizer, row_texts, stored_metadata, takes_types
 from .shrink import Indices, shrunk
 
 
@@ -97,7 +97,8 @@ class BertDot(Ranker):
             query_prompt = recipe.query_prompt if query_prompt is None else query_prompt
             text_prompt = recipe.text_prompt if text_prompt is None else text_prompt
             limit = recipe.max_length
-        elif not isinstance(model, DotModel):
+        require_tokenizer(tokenizer, "BertDot")
+        if not isinstance(model, DotModel):
             model = DotModel(model, pooling or "cls", [])
         super().__init__(model, tokenizer, name=name, batch_size=batch_size, text_field=text_field or stored.get("text_field", "text"),
                          query_prompt=query_prompt or "", text_prompt=text_prompt or "", texts=texts, device=device, dtype=dtype, verbose=verbose)
@@ -105,8 +106,9 @@ class BertDot(Ranker):
         self._set_head(pooling, normalize)
         self.scale = float(stored.get("scale", 1.0) if scale is None else scale)
         limit = min(limit or 10**9, model_limit(self.model.encoder.config, tokenizer))
-        self.query_length = min(query_length or stored.get("query_length") or limit, limit)
-        self.doc_length = min(doc_length or stored.get("doc_length") or limit, limit)
+        most = model_limit(self.model.encoder.config, tokenizer)
+        self.query_length = min(query_length or stored.get("query_length") or limit, most)
+        self.doc_length = min(doc_length or stored.get("doc_length") or limit, most)
         self.template = Template.of(tokenizer, 1, types=takes_types(self.model.encoder, tokenizer))
 
     def _set_head(self, pooling: str | None, normalize: bool | None) -> None:
@@ -133,7 +135,7 @@ class BertDot(Ranker):
         if not len(table):
             return np.empty((0, 0), dtype=np.float32)
         return scoring.by_length(table.lengths + self.template.special, lambda rows: self._vectors(table, rows).cpu().numpy(),
-                                 self._budget(), progress, self.batch_size)
+                                 self._budget(), progress, self.rows_a_batch)
 
     def _budget(self) -> int:
         return scoring.TOKENS.get(self.device.type, scoring.TOKENS["cuda"])
@@ -164,6 +166,11 @@ class BertDot(Ranker):
         vectors = self._encode_all(texts, self.query_length, self.query_prompt)
         return vectors if self.scale == 1 else vectors * np.float32(self.scale)
 
+    def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> Tensor:
+        """Encodes queries with gradients, if the model is in training: (N, H) float32, times ``scale``."""
+        table = self._table(list(texts), self.query_length, self.query_prompt)
+        return self.scale * self.represent(table, np.arange(len(table)))
+
     def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
         """Encodes texts: (N, H) float32 vectors; see ``encode_queries``."""
         return self._encode_all(texts, self.doc_length, self.text_prompt)
@@ -177,11 +184,15 @@ class BertDot(Ranker):
         table = self._table(texts, self.doc_length, self.text_prompt)
         return self._encode(table), table.cut
 
-    def _score_rows(self, queries: np.ndarray, query_rows: np.ndarray, texts: np.ndarray, text_rows: np.ndarray,
+    def _cut_texts(self, queries: np.ndarray, query_rows: np.ndarray, texts: tuple[np.ndarray, int], text_rows: np.ndarray) -> int:
+        return texts[1]
+
+    def _score_rows(self, queries: np.ndarray, query_rows: np.ndarray, texts: tuple[np.ndarray, int], text_rows: np.ndarray,
                     progress: Callable[[int], object]) -> np.ndarray:
+        vectors = texts[0]
         scores = np.empty(len(query_rows), dtype=np.float32)
         for rows in np.array_split(np.arange(len(scores)), max(1, len(scores) // 4096)):     # two (4096, H) arrays at a time
-            scores[rows] = np.einsum("ij,ij->i", queries[query_rows[rows]], texts[text_rows[rows]])
+            scores[rows] = np.einsum("ij,ij->i", queries[query_rows[rows]], vectors[text_rows[rows]])
         progress(len(scores))
         return scores
 
@@ -198,7 +209,7 @@ class BertDot(Ranker):
             return self.query_encoder().transform(inp)
         if mode == "text":
             return self.doc_encoder().transform(inp)
-        return super().transform(inp)
+        return self.rerank(inp)
 
     def _mode(self, inp: pd.DataFrame) -> str | None:
         """What a frame's columns ask for: "vectors", "score", "query" or "text"; the first that fits."""
@@ -221,6 +232,8 @@ class BertDot(Ranker):
             return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
         queries = np.stack(out["query_vec"].tolist()) if "query_vec" in out.columns else self.encode_queries(out["query"])
         texts = np.stack(out["doc_vec"].tolist()) if "doc_vec" in out.columns else self.encode_docs(row_texts(out, fields_of(self.text_field), None, self))
+        if queries.shape[1] != texts.shape[1]:
+            raise DataError(f"{self!r}: the query vectors have {queries.shape[1]} dimensions and the document vectors {texts.shape[1]}: they are not of one encoder.")
         return pt.model.add_ranks(out.assign(score=np.einsum("ij,ij->i", queries, texts).astype("float64")))
 
     def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
@@ -252,7 +265,7 @@ class BertDot(Ranker):
 
     def represent(self, table: TokenTable, rows: np.ndarray) -> Tensor:
         """(N, H) vectors of rows of a token table, in pieces of similar length, with gradients in training."""
-        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._budget(), self.batch_size))
+        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._budget(), self.rows_a_batch))
         vectors = torch.cat([self._vectors(table, rows[p]) for p in pieces])
         back = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(vectors.device)
         return vectors[back]

@@ -24,7 +24,7 @@ from ..formats import sentence_transformers
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..signals import Batch, Signals, missing_signal
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
-from .base import Ranker, TextFields, Tokens, stored_metadata, takes_types
+from .base import Ranker, TextFields, Tokens, require_tokenizer, stored_metadata, takes_types
 from .shrink import shrunk
 
 
@@ -69,6 +69,7 @@ class CrossEncoder(Ranker):
             stored, metadata = stored_metadata(name, "CrossEncoder")
             model, head = load(name, classes)
             tokenizer = load_tokenizer(name)
+        require_tokenizer(tokenizer, "CrossEncoder")
         if model.config.num_labels not in (1, 2):
             raise CheckpointError(f"CrossEncoder takes a head of 1 or 2 classes; {name or type(model).__name__} has {model.config.num_labels}.")
         super().__init__(model, tokenizer, name=name, batch_size=batch_size, text_field=text_field or stored.get("text_field", "text"),
@@ -90,9 +91,12 @@ class CrossEncoder(Ranker):
         check_room(queries, table.lengths, self.template.special, self.max_length, repr(self))
         return table
 
-    def _prepare_texts(self, texts: list[str]) -> tuple[TokenTable, int]:
-        table = tokenise(self.tokenizer, texts, self.max_length - self.template.special, self.text_prompt)
-        return table, table.cut
+    def _prepare_texts(self, texts: list[str]) -> TokenTable:
+        return tokenise(self.tokenizer, texts, self.max_length - self.template.special, self.text_prompt)
+
+    def _cut_texts(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> int:
+        whole = queries.lengths[query_rows] + texts.lengths[text_rows] + self.template.special
+        return len(np.unique(text_rows[whole > self.max_length]))
 
     def _score_rows(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray,
                     progress: Callable[[int], object]) -> np.ndarray:
@@ -101,7 +105,7 @@ class CrossEncoder(Ranker):
             scores: np.ndarray = scores_of(logits).cpu().numpy()
             return scores
 
-        return scoring.by_length(self._lengths(queries, query_rows, texts, text_rows), forward, self._budget(), progress, self.batch_size)
+        return scoring.by_length(self._lengths(queries, query_rows, texts, text_rows), forward, self._budget(), progress, self.rows_a_batch)
 
     def _lengths(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> np.ndarray:
         """(N,) tokens of each pair after cutting."""
@@ -123,8 +127,8 @@ class CrossEncoder(Ranker):
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
         """Tokenises queries and texts; see ``Ranker.tokens``."""
-        table, cut = self._prepare_texts(list(texts))
-        self._report_cut(cut, len(texts))
+        table = self._prepare_texts(list(texts))
+        self._report_cut(table.cut, len(texts))
         return Tokens(self._prepare_queries(list(queries)), table)
 
     def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
@@ -138,7 +142,7 @@ class CrossEncoder(Ranker):
         query_rows = batch.queries.repeat_interleave(batch.mask.shape[1])[rows].cpu().numpy()
         text_rows = batch.texts.flatten()[rows].cpu().numpy()
         lengths = self._lengths(tokens.queries, query_rows, tokens.texts, text_rows)
-        pieces = list(scoring.length_batches(lengths, self._budget(), self.batch_size))
+        pieces = list(scoring.length_batches(lengths, self._budget(), self.rows_a_batch))
         logits = torch.cat([self._logits(tokens.queries, query_rows[p], tokens.texts, text_rows[p]) for p in pieces])
         order = rows[torch.from_numpy(np.concatenate(pieces)).to(rows.device)]
         flat = logits.new_zeros(batch.mask.numel(), logits.shape[-1]).index_copy(0, order, logits)
