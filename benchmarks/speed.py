@@ -132,7 +132,7 @@ def train(folder: str, dropout: float) -> None:
     from datasets import Dataset
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import MarginMSELoss
-    steps, batch = 4, 16
+    steps, batch = 2, 16
     queries, texts = texts_of("medquad")
     rng = np.random.default_rng(0)
     count = steps * batch
@@ -169,7 +169,7 @@ def overhead(folder: str) -> None:
     queries, texts = texts_of("nfcorpus")
     frame = pd.DataFrame([{"qid": str(i), "query": queries[i], "docno": f"d{(37 * i + j) % len(texts)}", "text": texts[(37 * i + j) % len(texts)], "score": -float(j), "rank": j}
                           for i in range(100) for j in range(100)])
-    distiller = kd.Distiller(kd.load(folder, max_length=64, device=args.device).shrink(layers=3))
+    distiller = kd.Distiller(kd.load(folder, max_length=32, device=args.device).shrink(layers=3))
     distiller.student_ = ranker = distiller.student
     passes: list[dict[str, torch.Tensor]] = []
     forward = ranker.model.forward
@@ -184,7 +184,7 @@ def overhead(folder: str) -> None:
 
     seconds = rounds({"transform": lambda: distiller.transform(frame), "bare": bare})
     each = [a / b - 1 for a, b in zip(seconds["transform"], seconds["bare"], strict=True)]
-    row("Distiller.transform, 100 queries x 100 texts of 64 tokens, 3 layers: s", f"{statistics.median(seconds['transform']):.1f}")
+    row("Distiller.transform, 100 queries x 100 texts of 32 tokens, 3 layers: s", f"{statistics.median(seconds['transform']):.1f}")
     row("  the same forward passes alone", f"{statistics.median(seconds['bare']):.1f}", f"overhead {statistics.median(each):+.1%} ({min(each):+.1%} to {max(each):+.1%})")
 
 

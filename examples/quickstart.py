@@ -20,7 +20,7 @@ parser.add_argument("--steps", type=int, default=420, help="training steps of 8 
 args = parser.parse_args()
 
 # 1. A first stage, a teacher, and a student made of some of the teacher's layers
-splits = first_stage.topics_and_qrels(args.dataset)
+(train, train_qrels), (valid, valid_qrels), (topics, qrels) = first_stage.topics_and_qrels(args.dataset).values()
 candidates, engine = first_stage.bm25(args.dataset, args.depth)
 teacher = first_stage.model(args.teacher or first_stage.minilm())
 print(f"BM25 by {engine}; teacher {teacher}")
@@ -34,7 +34,6 @@ distil = kd.Distiller(student, teacher, strategy=getattr(kd.strategies, args.str
                       learning_rate=args.learning_rate, dropout=0, validate_every=max(1, args.steps // 4))
 print(distil.stages())
 pipeline = candidates >> distil
-(train, train_qrels), (valid, valid_qrels), (topics, qrels) = splits.values()
 pipeline.fit(train.sample(min(3360, len(train)), random_state=0), train_qrels, valid.sample(min(60, len(valid)), random_state=0), valid_qrels)
 
 # 3. What was kept, and what was gained
@@ -48,7 +47,6 @@ for _, topic in topics.sample(3, random_state=1).iterrows():
     print("\n" + topic["query"])
     for name, system in systems.items():
         print(f"   {name:12}", system.search(topic["query"]).sort_values("rank")["docno"].iloc[0])
-
 # 4. Effectiveness against time a query, and the training curve
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 left.scatter(table["mrt"], table["nDCG@10"])
@@ -56,5 +54,7 @@ for name, x, y in table[["name", "mrt", "nDCG@10"]].itertuples(index=False):
     left.annotate(name, (x, y), textcoords="offset points", xytext=(6, 4))
 left.set(xlabel="milliseconds a query", ylabel="nDCG@10", title=args.dataset)
 distil.history_.plot(x="step", y=["loss", "nDCG@10"], secondary_y="nDCG@10", marker="o", ax=right, title="training: loss, and nDCG@10 on valid")
+left.margins(0.2)
+right.get_legend().set_loc("center right")
 figure.savefig("quickstart.png", dpi=120)
 print(f"\nsaved quickstart.png and {distil.student_.save('quickstart-student')}")
