@@ -23,7 +23,7 @@ LAYERS = [
 ]
 WITHIN = {
     "losses": ["base", "pointwise", "pairwise", "listwise", "contrastive"],
-    "rankers": ["shrink", "base", "cross_encoder", "bert_dot"],
+    "rankers": ["shrink", "first_token", "base", "cross_encoder", "bert_dot"],
     "datasets": ["functions", "pycode", "provider"],
 }
 SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive"}, "rankers": {"cross_encoder", "bert_dot"}}

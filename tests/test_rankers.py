@@ -1,5 +1,6 @@
 """Rankers as PyTerrier re-rankers: rows, order and columns are kept, scores depend on nothing but the pair."""
 
+import contextlib
 import copy
 import pickle
 
@@ -13,6 +14,7 @@ from conftest import make_config, make_cross, make_dot, make_frame, make_tokeniz
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError
+from pyterrier_kd.rankers import first_token
 
 MAKERS = [make_cross, make_dot]
 BOTH = pytest.mark.parametrize("make", MAKERS, ids=["cross", "dot"])
@@ -450,3 +452,44 @@ def test_wide_frames_are_scored_in_windows(frame, monkeypatch) -> None:
     assert np.allclose(ranker(frame)["score"], expected, atol=1e-5)
     frame2 = make_frame(queries=3, texts=4)
     assert len(ranker(frame2)) == 12
+
+
+# ---------------------------------------------------------------------- the last layer for the first token alone
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "roberta"])
+def test_the_last_layer_for_one_token_changes_no_score_and_no_gradient(family, frame) -> None:
+    torch.manual_seed(0)
+    config = make_config(num_labels=1) if family == "bert" else copy.deepcopy(FAMILIES[family])
+    config.num_labels, config.initializer_range = 1, 0.2
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    tokens = make_tokenizer()(frame["query"].tolist(), frame["text"].tolist(), padding=True, return_tensors="pt")
+    tokens = {k: v for k, v in tokens.items() if k != "token_type_ids" or config.type_vocab_size > 1}
+    found = []
+    for context in (contextlib.nullcontext(), first_token.first_token_only(model.base_model)):
+        model.zero_grad()
+        with context:
+            logits = model(**tokens).logits
+            hidden = model.base_model(**tokens).last_hidden_state
+        logits.pow(2).sum().backward()
+        found.append((logits, hidden, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (logits, hidden, gradients), (fast, first, fast_gradients) = found
+    assert first.shape[1] == 1 < hidden.shape[1]
+    assert torch.allclose(fast, logits, atol=1e-5)
+    assert torch.allclose(first[:, 0], hidden[:, 0], atol=1e-5)
+    assert set(gradients) == set(fast_gradients)
+    for name, gradient in gradients.items():
+        assert torch.allclose(fast_gradients[name], gradient, rtol=1e-3, atol=1e-4), name
+    assert "forward" not in vars(first_token.last_layer(model.base_model))       # and the model is as it was
+
+
+def test_it_is_used_where_the_first_token_is_read_and_nowhere_else(frame, monkeypatch) -> None:
+    calls = []
+    original = first_token.forward_first
+    monkeypatch.setattr(first_token, "forward_first", lambda *a, **k: calls.append(1) or original(*a, **k))
+    for ranker, used in ((make_cross(), True), (make_dot(pooling="cls"), True), (make_dot(pooling="mean"), False)):
+        calls.clear()
+        ranker(frame)
+        assert bool(calls) == used
+    config = FAMILIES["distilbert"]
+    assert first_token.last_layer(transformers.AutoModel.from_config(config)) is None

@@ -7,6 +7,7 @@ wherever that goes: ``(dense >> FlexIndex(path)).index(corpus)``, ``dense >> ind
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..signals import Batch, Signals, missing_signal
 from ..tokens import Template, TokenTable, assemble, tokenise
 from .base import Ranker, TextFields, Tokens, autocast, explained, fields_of, require_strings, require_tokenizer, row_texts, stored_metadata, takes_types
+from .first_token import first_token_only
 from .shrink import Indices, shrunk
 
 
@@ -38,7 +40,8 @@ class DotModel(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """(N, H) float32 vectors."""
-        hidden = self.encoder(**inputs).last_hidden_state.float()                            # (N, T, H)
+        with first_token_only(self.encoder) if self.pooling == "cls" else contextlib.nullcontext():
+            hidden = self.encoder(**inputs).last_hidden_state.float()                        # (N, T, H)
         if self.pooling == "cls":
             vectors = hidden[:, 0]
         else:

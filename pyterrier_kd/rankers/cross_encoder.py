@@ -7,6 +7,7 @@ always raw: no sigmoid, which would squeeze the margins that distillation lives 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..signals import Batch, Signals, missing_signal
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
 from .base import Ranker, TextFields, Tokens, require_tokenizer, stored_metadata, takes_types
+from .first_token import HEADS, first_token_only
 from .shrink import shrunk
 
 
@@ -117,7 +119,9 @@ class CrossEncoder(Ranker):
         room = self.max_length - self.template.special
         pairs = [(q := queries[i], texts[j][:room - len(q)]) for i, j in zip(query_rows, text_rows, strict=True)]
         inputs = assemble(self.template, pairs, self.tokenizer.pad_token_id or 0, self.device)
-        logits: Tensor = self.model(**inputs).logits
+        reads_first = type(self.model).__name__ in HEADS
+        with first_token_only(self.model.base_model) if reads_first else contextlib.nullcontext():
+            logits: Tensor = self.model(**inputs).logits
         return logits.float()
 
     def _budget(self) -> int:
