@@ -26,6 +26,7 @@ import transformers
 import pyterrier_kd as kd
 from pyterrier_kd import losses
 from pyterrier_kd.groups import from_frame
+from pyterrier_kd.rankers.first_token import first_token_only
 from pyterrier_kd.teachers import given_signals
 from pyterrier_kd.training import Training, accelerator_for
 
@@ -180,7 +181,7 @@ def overhead(folder: str) -> None:
     ranker.model.forward = forward
 
     def bare() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), first_token_only(ranker.model.base_model):     # as transform runs them
             for inputs in passes:
                 ranker.model(**inputs).logits.float().cpu()
 
