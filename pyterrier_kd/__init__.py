@@ -11,17 +11,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import datasets, errors, losses, strategies
     from .distiller import Distiller
-    from .groups import Sampler
     from .loading import load
     from .rankers import BertDot, CrossEncoder, Ranker
+    from .sampling import Sampler
+    from .stages import Stage
     from .strategies import Strategy
     from .teachers import Ensemble, Teacher
-    from .training import Stage
 
 _MODULES = ("datasets", "errors", "losses", "strategies")
 _NAMES = {
-    "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "Ranker": "rankers", "Sampler": "groups",
-    "Stage": "training", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
+    "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "Ranker": "rankers", "Sampler": "sampling",
+    "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
 }
 
 __all__ = [

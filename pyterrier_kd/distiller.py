@@ -20,14 +20,15 @@ import pyterrier as pt
 
 from .errors import DataError, require_extra
 from .fitting import Fit, FitSettings
+from .frames import explained, fields_of, require_strings, row_texts
 from .groups import Groups, clean_qrels, from_frame, parent_docno
 from .rankers import Ranker
-from .rankers.base import explained, fields_of, require_strings, row_texts
 from .score_store import ScoreStore
 from .signals import missing_signal
+from .stages import Stage, rows_ahead
 from .strategies import Strategy, as_strategy
 from .teachers import teacher_scores, terms_of
-from .training import Stage, processes, rows_ahead
+from .training import processes
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
 
@@ -214,12 +215,11 @@ class Distiller(pt.Estimator):
         qrels = clean_qrels(qrels, "Distiller.fit (validation)")
         qrels = qrels[qrels["qid"].isin(set(frame["qid"].astype(str)))]
         truth = qrels.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"}).astype({"relevance": int})
-        rows = pd.DataFrame({"query_id": frame["qid"].astype(str), "doc_id": parent_docno(frame["docno"].astype(str))})
-        joined = rows.merge(truth[truth["relevance"] > 0], on=["query_id", "doc_id"])
         if not len(truth):
             warnings.warn(f"Distiller.fit: none of the validation qrels is about one of its {frame['qid'].nunique()} queries: it trains without validation.", stacklevel=3)
             return None
-        if not len(joined):
+        rows = pd.DataFrame({"query_id": frame["qid"].astype(str), "doc_id": parent_docno(frame["docno"].astype(str))})
+        if not len(rows.merge(truth[truth["relevance"] > 0], on=["query_id", "doc_id"])):
             warnings.warn(f"Distiller.fit: none of the {len(rows)} validation candidates is relevant by the {len(qrels)} qrels of their "
                           f"{frame['qid'].nunique()} queries; {self.measure} will be 0 throughout.", stacklevel=3)
 

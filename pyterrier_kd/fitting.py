@@ -26,9 +26,10 @@ from .formats.checkpoints import read_json, recover
 from .groups import Groups
 from .rankers import Ranker
 from .signals import Batch, Signals
+from .stages import Stage, rows_ahead
 from .strategies import Strategy
 from .teachers import described, given_signals, live_signals
-from .training import BEST, POSITION, Stage, Training, accelerator_for, processes, rows_ahead
+from .training import BEST, POSITION, Training, accelerator_for, processes
 
 VALIDATIONS = 10        # a stage, unless told otherwise
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .groups import Sampler
 from .losses import MSE, HardLabels, Loss, MarginMSE, RankNet, SoftLabels, WeightedRankNet
-from .training import Stage
+from .sampling import Sampler
+from .stages import Stage
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import torch
 from pyterrier import _ops as operators
 
 from .errors import TeacherError, some
+from .frames import fields_of, row_texts
 from .groups import Groups
 from .rankers import Ranker
-from .rankers.base import fields_of, row_texts
 from .score_store import ScoreStore, score_key
 from .signals import Batch, Signals, missing_signal
 
@@ -174,12 +174,12 @@ def teacher_scores(teacher: Any, frame: pd.DataFrame, texts: Sequence[str], stor
 
 def run_scores(leaf: Leaf, frame: pd.DataFrame) -> np.ndarray:
     """Scores from a run, by qid and docno."""
-    run = pd.DataFrame({"qid": leaf.source["qid"].astype(str), "docno": leaf.source["docno"].astype(str), "_score": leaf.source["score"]})
+    run = keyed(leaf.source)
+    bad = ~np.isfinite(run["_score"].to_numpy(dtype=np.float64))
+    if bad.any():
+        raise TeacherError(f"The teacher {leaf!r} has {int(bad.sum())} scores that are NaN or infinite (first: {first_rows(run, bad)}).")
     scores = joined(leaf, frame, run)
     lacking = np.isnan(scores)
-    if not np.isfinite(run["_score"]).all():
-        bad = ~np.isfinite(run["_score"].to_numpy(dtype=np.float64))
-        raise TeacherError(f"The teacher {leaf!r} has {int(bad.sum())} scores that are NaN or infinite (first: {first_rows(run, bad)}).")
     if lacking.any() and leaf.missing == "error":
         raise TeacherError(f"The teacher {leaf!r} has no score for {int(lacking.sum())} of {len(frame)} candidates (first: {first_rows(frame, lacking)}). "
                            "Cut the candidates to the run, or pass kd.Teacher(run, missing='drop') to train without those rows.")
@@ -242,9 +242,9 @@ def ask(leaf: Leaf, rows: pd.DataFrame, texts: Sequence[str]) -> np.ndarray:
     answer = leaf.source.rerank(question) if isinstance(leaf.source, Ranker) else leaf.source.transform(question)
     if "score" not in answer.columns:
         raise TeacherError(f"The teacher {leaf!r} returned no column 'score', but {list(answer.columns)}: it must score the rows that it is given.")
-    answer = pd.DataFrame({"qid": answer["qid"].astype(str), "docno": answer["docno"].astype(str), "_score": answer["score"]})
+    answer = keyed(answer)
     scores = joined(leaf, question, answer)
-    dropped = np.isnan(scores) & ~(question["qid"].astype(str) + "\0" + question["docno"].astype(str)).isin(answer["qid"] + "\0" + answer["docno"]).to_numpy()
+    dropped = ~pd.MultiIndex.from_frame(keyed(question)[["qid", "docno"]]).isin(pd.MultiIndex.from_frame(answer[["qid", "docno"]]))
     if dropped.any():
         raise TeacherError(f"The teacher {leaf!r} dropped {int(dropped.sum())} of {len(rows)} rows that it was asked about (first: {first_rows(question, dropped)}). "
                            "A teacher must score every candidate: take cutoffs (% k) and filters out of it, or filter the candidates before fit.")
@@ -254,14 +254,19 @@ def ask(leaf: Leaf, rows: pd.DataFrame, texts: Sequence[str]) -> np.ndarray:
     return scores
 
 
+def keyed(frame: pd.DataFrame) -> pd.DataFrame:
+    """(qid, docno) as strings, whatever they were, and ``_score`` where the frame has scores."""
+    columns = {"qid": frame["qid"].astype(str).to_numpy(), "docno": frame["docno"].astype(str).to_numpy()}
+    return pd.DataFrame(columns | ({"_score": frame["score"].to_numpy()} if "score" in frame.columns else {}))
+
+
 def joined(leaf: Leaf, frame: pd.DataFrame, answer: pd.DataFrame) -> np.ndarray:
     """(N,) scores in the order of ``frame``, whatever the order of the answer; NaN where there is none."""
     repeated = answer.duplicated(["qid", "docno"])
     if repeated.any():
         raise TeacherError(f"The teacher {leaf!r} has {int(repeated.sum())} (qid, docno) more than once (first: {first_rows(answer, repeated.to_numpy())}): "
                            "which score counts is not clear.")
-    asked = pd.DataFrame({"qid": frame["qid"].astype(str).to_numpy(), "docno": frame["docno"].astype(str).to_numpy()})
-    return asked.merge(answer, on=["qid", "docno"], how="left")["_score"].to_numpy(dtype=np.float64)
+    return keyed(frame)[["qid", "docno"]].merge(answer, on=["qid", "docno"], how="left")["_score"].to_numpy(dtype=np.float64)
 
 
 def first_rows(frame: pd.DataFrame, which: np.ndarray) -> str:

@@ -8,8 +8,9 @@ import pytest
 from conftest import make_frame, make_qrels
 
 from pyterrier_kd.errors import DataError
-from pyterrier_kd.groups import Sampler, clean_qrels, from_frame, parent_docno
+from pyterrier_kd.groups import clean_qrels, from_frame, parent_docno
 from pyterrier_kd.losses import MSE, MarginMSE, RankNet
+from pyterrier_kd.sampling import Sampler
 from pyterrier_kd.signals import Needs
 
 

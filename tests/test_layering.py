@@ -16,7 +16,7 @@ import pyterrier_kd
 ROOT = Path(pyterrier_kd.__file__).parent
 LAYERS = [
     ["errors", "signals"],
-    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "losses", "groups"],
+    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "frames", "losses", "sampling", "groups", "stages"],
     ["rankers", "training"],
     ["strategies", "teachers", "loading", "datasets"],
     ["fitting", "distiller"],

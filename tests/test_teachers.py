@@ -17,7 +17,8 @@ from conftest import make_cross, make_dot, make_frame
 import pyterrier_kd as kd
 from pyterrier_kd import teachers
 from pyterrier_kd.errors import MissingSignal, TeacherError
-from pyterrier_kd.groups import Sampler, from_frame
+from pyterrier_kd.groups import from_frame
+from pyterrier_kd.sampling import Sampler
 from pyterrier_kd.score_store import ScoreStore, score_key
 from pyterrier_kd.teachers import live_signals, teacher_scores, terms_of
 

@@ -26,10 +26,9 @@ import torch
 from .. import scoring
 from ..errors import CheckpointError, DataError, some
 from ..formats.checkpoints import METADATA, atomic_folder, read_json, weights_fingerprint, write_json
-from ..signals import Batch, Signals
+from ..frames import TextFields, explained, fields_of, require_strings, row_texts
+from ..signals import Batch, Signals, missing_signal
 from ..tokens import TokenTable
-
-TextFields = str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -132,22 +131,38 @@ class Ranker(pt.Transformer, ABC):
         text_codes, distinct_texts = pd.factorize(np.asarray(texts, dtype=object))
         scores = np.empty(len(query_codes), dtype=np.float32)
         cut = 0
-        training = self.model.training
-        self.model.eval()
-        with torch.inference_mode(), autocast(self.device, self.dtype), \
-                pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
+        with self._inference(), pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
             prepared = self._prepare_queries(list(distinct_queries)) if len(scores) else None
             for rows in scoring.windows(text_codes):
                 codes, local = np.unique(text_codes[rows], return_inverse=True)
                 side = self._prepare_texts(list(distinct_texts[codes]))
                 cut += self._cut_texts(prepared, query_codes[rows], side, local)
                 scores[rows] = self._score_rows(prepared, query_codes[rows], side, local, bar.update)
-        self.model.train(training)
         self._report_cut(cut, len(distinct_texts))
         if not np.isfinite(scores).all():
             raise DataError(f"{self!r} gave {int((~np.isfinite(scores)).sum())} scores of {len(scores)} that are not finite: "
                             "its weights are damaged, or its dtype is too narrow (dtype=None computes in float32).")
         return scores
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """The model without gradients or dropout, in this ranker's dtype; afterwards it trains again if it did before."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), autocast(self.device, self.dtype):
+                yield
+        finally:
+            self.model.train(training)
+
+    def _tokens_a_batch(self) -> int:
+        """The budget of tokens of a batch on this ranker's device."""
+        return scoring.TOKENS.get(self.device.type, scoring.TOKENS["cuda"])
+
+    def _require_signals(self, names: frozenset[str]) -> None:
+        """Refuses signals that this architecture does not have."""
+        for wanted in sorted(names - self.signal_names):
+            raise missing_signal(wanted, "This loss", repr(self), sorted(self.signal_names))
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Re-ranks; see ``rerank``."""
@@ -343,48 +358,3 @@ def best_device() -> torch.device:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Computes in ``dtype`` where one is given, in float32 otherwise."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32))
-
-
-def fields_of(text_field: TextFields) -> list[str]:
-    """The text fields as a list."""
-    return [text_field] if isinstance(text_field, str) else list(text_field)
-
-
-@contextlib.contextmanager
-def explained(who: Any, inp: pd.DataFrame, columns: list[str]) -> Iterator[None]:
-    """Checks of PyTerrier's own, with a message that says which columns are there and what to do."""
-    try:
-        yield
-    except pt.validate.InputValidationError as error:
-        missing = [c for c in ["qid", "docno", *columns] if c not in inp.columns]
-        message = (f"{type(who).__name__} needs the column(s) {missing}; the frame has {list(inp.columns)}. Texts are added by "
-                   "`>> dataset.text_loader()` before this stage or by texts=; another column is read with text_field=.")
-        raise pt.validate.InputValidationError(message, error.modes) from None
-
-
-def require_strings(frame: pd.DataFrame, column: str, who: Any) -> None:
-    """Refuses missing values and anything but strings in a column."""
-    values = frame[column]
-    bad = values.isna() | ~values.map(lambda v: isinstance(v, str))
-    if bad.any():
-        keys = [c for c in ("qid", "docno") if c in frame.columns]
-        rows = [tuple(r) for r in frame.loc[bad, keys].head(3).itertuples(index=False)]
-        raise DataError(f"{type(who).__name__}: {int(bad.sum())} of {len(frame)} rows have no string in the column {column!r} "
-                        f"(first: {some(rows)}). Drop those rows, or fill the column with frame[{column!r}].fillna('').")
-
-
-def row_texts(frame: pd.DataFrame, fields: list[str], loader: pt.Transformer | None, who: Any) -> list[str]:
-    """The text of each row: its fields joined by a space, from the frame or from a text loader.
-
-    Raises:
-        DataError: If a text is missing.
-    """
-    if loader is not None:
-        documents = frame[["qid", "query", "docno"]].drop_duplicates("docno").reset_index(drop=True)
-        loaded = loader.transform(documents).drop_duplicates("docno")
-        frame = frame[["qid", "docno"]].merge(loaded[["docno", *fields]], on="docno", how="left")
-    for field in fields:
-        require_strings(frame, field, who)
-    if len(fields) == 1:
-        return list(frame[fields[0]].tolist())
-    return [" ".join(p for p in parts if p) for parts in zip(*(frame[f].tolist() for f in fields), strict=True)]

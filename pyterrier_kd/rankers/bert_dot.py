@@ -24,9 +24,10 @@ from .. import scoring
 from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
-from ..signals import Batch, Signals, missing_signal
+from ..frames import TextFields, explained, fields_of, require_strings, row_texts
+from ..signals import Batch, Signals
 from ..tokens import Template, TokenTable, assemble, tokenise
-from .base import Ranker, TextFields, Tokens, autocast, explained, fields_of, require_strings, require_tokenizer, row_texts, stored_metadata, takes_types
+from .base import Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
 from .first_token import first_token_only
 from .shrink import Indices, shrunk
 
@@ -138,10 +139,7 @@ class BertDot(Ranker):
         if not len(table):
             return np.empty((0, 0), dtype=np.float32)
         return scoring.by_length(table.lengths + self.template.special, lambda rows: self._vectors(table, rows).cpu().numpy(),
-                                 self._budget(), progress, self.rows_a_batch)
-
-    def _budget(self) -> int:
-        return scoring.TOKENS.get(self.device.type, scoring.TOKENS["cuda"])
+                                 self._tokens_a_batch(), progress, self.rows_a_batch)
 
     def _table(self, texts: Sequence[str], length: int, prompt: str) -> TokenTable:
         return tokenise(self.tokenizer, texts, length - self.template.special, prompt)
@@ -149,11 +147,8 @@ class BertDot(Ranker):
     def _encode_all(self, texts: Iterable[str], length: int, prompt: str) -> np.ndarray:
         """(N, H) float32 vectors of texts, each distinct one encoded once."""
         codes, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
-        training = self.model.training
-        self.model.eval()
-        with torch.inference_mode(), autocast(self.device, self.dtype):
+        with self._inference():
             vectors = self._encode(self._table(list(distinct), length, prompt))
-        self.model.train(training)
         return vectors[codes] if len(codes) else vectors
 
     def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
@@ -268,7 +263,7 @@ class BertDot(Ranker):
 
     def represent(self, table: TokenTable, rows: np.ndarray) -> Tensor:
         """(N, H) vectors of rows of a token table, in pieces of similar length, with gradients in training."""
-        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._budget(), self.rows_a_batch))
+        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._tokens_a_batch(), self.rows_a_batch))
         vectors = torch.cat([self._vectors(table, rows[p]) for p in pieces])
         back = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(vectors.device)
         return vectors[back]
@@ -282,8 +277,7 @@ class BertDot(Ranker):
 
     def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
         """Scores of a batch, and of every query with every text of it; see ``Ranker.signals``."""
-        for wanted in sorted(names - self.signal_names):
-            raise missing_signal(wanted, "This loss", repr(self), sorted(self.signal_names))
+        self._require_signals(names)
         distinct, local = np.unique(batch.texts.cpu().numpy(), return_inverse=True)          # (U,), (B, n)
         queries = self.scale * self.represent(tokens.queries, batch.queries.cpu().numpy())   # (B, H)
         texts = self.represent(tokens.texts, distinct)                                       # (U, H)

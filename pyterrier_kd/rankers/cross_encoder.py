@@ -23,9 +23,10 @@ from .. import scoring
 from ..errors import CheckpointError
 from ..formats import sentence_transformers
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
-from ..signals import Batch, Signals, missing_signal
+from ..frames import TextFields
+from ..signals import Batch, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
-from .base import Ranker, TextFields, Tokens, require_tokenizer, stored_metadata, takes_types
+from .base import Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
 from .first_token import HEADS, first_token_only
 from .shrink import shrunk
 
@@ -107,7 +108,7 @@ class CrossEncoder(Ranker):
             scores: np.ndarray = scores_of(logits).cpu().numpy()
             return scores
 
-        return scoring.by_length(self._lengths(queries, query_rows, texts, text_rows), forward, self._budget(), progress, self.rows_a_batch)
+        return scoring.by_length(self._lengths(queries, query_rows, texts, text_rows), forward, self._tokens_a_batch(), progress, self.rows_a_batch)
 
     def _lengths(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> np.ndarray:
         """(N,) tokens of each pair after cutting."""
@@ -124,9 +125,6 @@ class CrossEncoder(Ranker):
             logits: Tensor = self.model(**inputs).logits
         return logits.float()
 
-    def _budget(self) -> int:
-        return scoring.TOKENS.get(self.device.type, scoring.TOKENS["cuda"])
-
     # ------------------------------------------------------------------ training
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
@@ -140,13 +138,12 @@ class CrossEncoder(Ranker):
 
         The pairs run in pieces of similar length: less padding, and on a CPU activations that stay in its cache.
         """
-        for wanted in sorted(names - self.signal_names):
-            raise missing_signal(wanted, "This loss", repr(self), sorted(self.signal_names))
+        self._require_signals(names)
         rows = batch.mask.flatten().nonzero().squeeze(1)                                     # (N,) the real pairs
         query_rows = batch.queries.repeat_interleave(batch.mask.shape[1])[rows].cpu().numpy()
         text_rows = batch.texts.flatten()[rows].cpu().numpy()
         lengths = self._lengths(tokens.queries, query_rows, tokens.texts, text_rows)
-        pieces = list(scoring.length_batches(lengths, self._budget(), self.rows_a_batch))
+        pieces = list(scoring.length_batches(lengths, self._tokens_a_batch(), self.rows_a_batch))
         logits = torch.cat([self._logits(tokens.queries, query_rows[p], tokens.texts, text_rows[p]) for p in pieces])
         order = rows[torch.from_numpy(np.concatenate(pieces)).to(rows.device)]
         flat = logits.new_zeros(batch.mask.numel(), logits.shape[-1]).index_copy(0, order, logits)

@@ -1,0 +1,72 @@
+"""Which of a query's candidate texts a training step sees.
+
+Another way to choose is another value of ``choose``, or another callable with this one's signature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses the texts of a query for one step.
+
+    Args:
+        texts: n, how many texts. Default 2: the pairs of the papers.
+        positives: How many of them are relevant, where there are as many (the rest are texts not known to be relevant, as
+            far as there are any). Default 1. Where nothing is labelled, all are chosen alike.
+        choose: How the others are chosen: "random" (default), "top" (the highest teacher scores) or "stratified" (the range of the teacher's
+            scores is cut into as many equal parts as texts are wanted, and each part gives one).
+    """
+
+    texts: int = 2
+    positives: int = 1
+    choose: Literal["random", "top", "stratified"] = "random"
+
+    def __post_init__(self) -> None:
+        if self.texts < 1 or not 0 <= self.positives <= self.texts or self.choose not in ("random", "top", "stratified"):
+            raise ValueError(f"{self!r}: texts must be at least 1, positives 0 to texts, choose 'random', 'top' or 'stratified'.")
+
+    def __call__(self, labels: np.ndarray, teacher: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        """Positions of the chosen texts.
+
+        Args:
+            labels: (N,) labels of a group's texts.
+            teacher: (N,) its teacher scores, or None.
+            rng: The random numbers of this epoch and group.
+
+        Returns:
+            At most ``texts`` different positions, relevant ones first.
+        """
+        relevant = labels > 0
+        chosen = rng.permutation(np.flatnonzero(relevant))[:self.positives]
+        pool = np.flatnonzero(~relevant) if self.positives else np.arange(len(labels))
+        rest = self._others(pool, teacher, self.texts - len(chosen), rng)
+        if missing := self.texts - len(chosen) - len(rest):     # too few others: the remaining relevant ones
+            spare = np.setdiff1d(np.flatnonzero(relevant), np.concatenate([chosen, rest]))
+            rest = np.concatenate([rest, rng.permutation(spare)[:missing]])
+        return np.concatenate([chosen, rest]).astype(np.int64)
+
+    def _others(self, pool: np.ndarray, teacher: np.ndarray | None, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` positions from ``pool``, or all of it if it has fewer."""
+        if self.choose == "random" or len(pool) <= count:
+            return rng.permutation(pool)[:count]
+        if teacher is None:
+            raise DataError(f"{self!r} chooses by teacher scores, but this stage has none ahead of training: use choose='random'.")
+        scores = teacher[pool]
+        if self.choose == "top":
+            return pool[np.argsort(-scores, kind="stable")[:count]]
+        left = list(rng.permutation(len(pool)))
+        low, high = scores.min(), scores.max()
+        chosen = []
+        for aim in low + (rng.permutation(count) + rng.random(count)) * (high - low) / max(count, 1):
+            nearest = min(left, key=lambda i: abs(scores[i] - aim))
+            left.remove(nearest)
+            chosen.append(nearest)
+        return pool[np.array(chosen, dtype=np.int64)]
