@@ -18,19 +18,25 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from .corpus import Corpus
 from .errors import DataError, require_extra
-from .fitting import Fit, FitSettings
+from .fitting import Fit, FitSettings, bound_losses
 from .frames import explained, fields_of, require_strings, row_texts
-from .groups import Groups, clean_qrels, from_frame, parent_docno
+from .groups import Groups, from_frame
+from .losses import BoundLoss
 from .rankers import Ranker
+from .sampling import KeepTop
 from .score_store import ScoreStore
 from .signals import missing_signal
-from .stages import Stage, rows_ahead
+from .stages import rows_ahead
 from .strategies import Strategy, as_strategy
 from .teachers import teacher_scores, terms_of
+from .tokens import Template
 from .training import processes
+from .validation import measure_of, validation
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
+
 
 class Distiller(pt.Estimator):
     """Trains a student ranker from a teacher, inside a pipeline.
@@ -46,6 +52,7 @@ class Distiller(pt.Estimator):
         learning_rate: Replaces the learning rate of every stage.
         batch_size: Replaces the queries a step of every stage.
         dropout: Replaces the dropout of every stage.
+        keep_top: Trains only on the passages that the teacher scores highest, ``kd.KeepTop(5)``. Default None: on all.
         measure: What validation maximises, a measure of ir_measures. Default nDCG@10.
         validate_every: Steps between validations. Default: ten a stage.
         patience: Stop a stage after so many validations without a better value. Default None: never.
@@ -66,12 +73,13 @@ class Distiller(pt.Estimator):
     schematic: ClassVar[dict[str, Any]] = {"label": "Distiller", "help_url": None}
 
     def __init__(self, student: Ranker, teacher: Any = None, *, strategy: Any = None, loss: Any = None, epochs: float | None = None,
-                 steps: int | None = None, learning_rate: float | None = None, batch_size: int | None = None, dropout: float | None = None,
+                 steps: int | None = None, learning_rate: float | None = None, batch_size: int | None = None, dropout: float | None = None, keep_top: KeepTop | None = None,
                  measure: Any = DEFAULT_MEASURE, validate_every: int | None = None, patience: int | None = None,
                  checkpoint: str | Path | None = None, scores: str | Path | bool = True, texts: pt.Transformer | None = None,
                  precision: str | None = None, tracker: str | None = None, warm_start: bool = False, seed: int = 0, verbose: bool = True) -> None:
         self.student, self.teacher, self.strategy, self.loss = student, teacher, strategy, loss
         self.epochs, self.steps, self.learning_rate, self.batch_size, self.dropout = epochs, steps, learning_rate, batch_size, dropout
+        self.keep_top = keep_top
         self.measure, self.validate_every, self.patience = measure, validate_every, patience
         self.checkpoint, self.scores, self.texts = checkpoint, scores, texts
         self.precision, self.tracker, self.warm_start, self.seed, self.verbose = precision, tracker, warm_start, seed, verbose
@@ -122,13 +130,13 @@ class Distiller(pt.Estimator):
         return as_strategy(self.strategy).with_settings(loss=self.loss, epochs=self.epochs, steps=self.steps, learning_rate=self.learning_rate,
                                                         batch_size=self.batch_size, dropout=self.dropout)
 
-    def fit(self, tr: pd.DataFrame, qrels_tr: pd.DataFrame | None = None, va: pd.DataFrame | None = None,
+    def fit(self, tr: pd.DataFrame | None = None, qrels_tr: pd.DataFrame | None = None, va: pd.DataFrame | None = None,
             qrels_va: pd.DataFrame | None = None) -> Self:
         """Trains ``student_``.
 
         Args:
             tr: Candidates: ``qid``, ``query``, ``docno``, and the text unless there is a text loader. Passages, with docnos
-                such as ``d1%p0``, get the labels of their documents.
+                such as ``d1%p0``, get the labels of their documents. None if all stages train on a corpus.
             qrels_tr: Labels. Distillation needs none; losses over labels do.
             va: Candidates to validate on.
             qrels_va: Their labels; without them there is no validation.
@@ -139,6 +147,7 @@ class Distiller(pt.Estimator):
         Raises:
             DataError: If rows or labels cannot be used, before anything long begins.
             MissingSignal: If student or teacher cannot give what a loss needs, likewise.
+            LayerMismatch: If the layers of the two cannot be compared as a loss wants, likewise.
             TeacherError: If the teacher does not score every row; what it has scored is kept.
         """
         self.measure = measure_of(self.measure)
@@ -147,16 +156,15 @@ class Distiller(pt.Estimator):
             raise ValueError(f"Distiller(tracker={self.tracker!r}) writes into the checkpoint folder: pass checkpoint= as well.")
         if self.tracker == "tensorboard":
             require_extra("tensorboard", "demo", "Distiller(tracker='tensorboard')")
-        frame, texts = self._candidates(tr, "fit")
-        groups = from_frame(frame, texts, qrels_tr, "Distiller.fit")
-        stage_groups = [self._usable(groups, stage, start) for stage in strategy.stages]
+        losses = self._losses(strategy, start)
+        candidates = None if tr is None else self._candidates(tr, "fit")
+        sources = self._sources(strategy, start, candidates, qrels_tr)
         validate = self._validation(va, qrels_va)
-        for i, stage in enumerate(strategy.stages):
-            if stage.loss.needs.teacher == {"scores"}:
-                stage_groups[i] = self._with_scores(stage_groups[i], stage, (self.seed, i), frame, texts)
+        if candidates is not None:
+            sources = self._with_scores(strategy, sources, *candidates)
         settings = FitSettings(strategy, self.teacher, self.measure, self.validate_every, self.patience,
                                Path(self.checkpoint) if self.checkpoint is not None else None, self.precision, self.tracker, self.seed, self.verbose)
-        fit = Fit(settings, start, stage_groups, validate)
+        fit = Fit(settings, start, sources, losses, validate)
         try:
             fit.run()
         finally:
@@ -178,27 +186,50 @@ class Distiller(pt.Estimator):
         require_strings(frame, "query", self)
         return frame, row_texts(frame, fields, loader if loaded else None, self)
 
-    def _usable(self, groups: Groups, stage: Stage, student: Ranker) -> Groups:
-        """The groups that a stage can learn from, once it is known that everybody can give what its loss needs."""
-        needs = stage.loss.needs
-        for name in sorted(needs.student - student.signal_names):
-            raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
-        if needs.teacher and self.teacher is None and stage.teacher is None:
-            raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
-        return groups.usable(needs, stage.loss)
+    def _losses(self, strategy: Strategy, student: Ranker) -> list[BoundLoss]:
+        """The stages' losses, once it is known that everybody can give what they need."""
+        for stage in strategy.stages:
+            needs = stage.loss.needs
+            for name in sorted(needs.student - student.signal_names):
+                raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
+            if needs.teacher and self.teacher is None and stage.teacher is None:
+                raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
+        return bound_losses(strategy, student, self.teacher, self.seed)
 
-    def _with_scores(self, groups: Groups, stage: Stage, seed: tuple[int, ...], frame: pd.DataFrame, texts: list[str]) -> Groups:
-        """The groups with the teacher's scores, less the rows for which a run has none.
+    def _sources(self, strategy: Strategy, student: Ranker, candidates: tuple[pd.DataFrame, list[str]] | None, qrels: pd.DataFrame | None) -> list[Groups | Corpus]:
+        """What each stage trains on: its corpus, or the candidates as groups that it can learn from."""
+        sources: list[Groups | Corpus] = []
+        groups = None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
+        for stage in strategy.stages:
+            if stage.corpus is not None:
+                template = student.architecture(alone=True).reads["template"]
+                assert isinstance(template, Template)
+                sources.append(Corpus(stage.corpus, student.tokenizer, stage.length - template.special, fields_of(student.text_field)))
+            elif groups is None:
+                raise DataError(f"The stage {stage.name!r} trains on candidates: pass a frame of them as fit's first argument. Only stages with a corpus need none.")
+            else:
+                sources.append(groups.usable(stage.loss.needs, stage.loss))
+        return sources
+
+    def _with_scores(self, strategy: Strategy, sources: list[Groups | Corpus], frame: pd.DataFrame, texts: list[str]) -> list[Groups | Corpus]:
+        """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none.
 
         The teacher is asked only for the rows that training will see, wherever these are known ahead.
         """
-        teacher = self.teacher if stage.teacher is None else stage.teacher
-        rows = groups.row
-        if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
-            rows = rows[rows_ahead(stage, groups, seed, processes())]
-        rows, scores = np.sort(rows), np.zeros(len(frame))
-        scores[rows] = teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[i] for i in rows], self._store(), self.verbose)
-        return groups.with_teacher(scores).usable(stage.loss.needs, stage.loss)
+        if self.keep_top is not None:
+            every = teacher_scores(self.teacher, frame, texts, self._store(), self.verbose)
+            sources = [source.select_rows(self.keep_top(source.starts, source.parent, every[source.row])) if isinstance(source, Groups) else source for source in sources]
+        for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
+            if not isinstance(source, Groups) or stage.loss.needs.teacher != {"scores"}:
+                continue
+            teacher = self.teacher if stage.teacher is None else stage.teacher
+            rows = source.row
+            if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
+                rows = rows[rows_ahead(stage, source, (self.seed, i), processes())]
+            rows, scores = np.sort(rows), np.zeros(len(frame))
+            scores[rows] = teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[j] for j in rows], self._store(), self.verbose)
+            sources[i] = source.with_teacher(scores).usable(stage.loss.needs, stage.loss)
+        return sources
 
     def _store(self) -> ScoreStore | None:
         if self.scores is False:
@@ -211,36 +242,4 @@ class Distiller(pt.Estimator):
             if va is not None:
                 warnings.warn("Distiller.fit got validation candidates without qrels: it trains without validation.", stacklevel=3)
             return None
-        frame, texts = self._candidates(va, "fit (validation)")
-        qrels = clean_qrels(qrels, "Distiller.fit (validation)")
-        qrels = qrels[qrels["qid"].isin(set(frame["qid"].astype(str)))]
-        truth = qrels.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"}).astype({"relevance": int})
-        if not len(truth):
-            warnings.warn(f"Distiller.fit: none of the validation qrels is about one of its {frame['qid'].nunique()} queries: it trains without validation.", stacklevel=3)
-            return None
-        rows = pd.DataFrame({"query_id": frame["qid"].astype(str), "doc_id": parent_docno(frame["docno"].astype(str))})
-        if not len(rows.merge(truth[truth["relevance"] > 0], on=["query_id", "doc_id"])):
-            warnings.warn(f"Distiller.fit: none of the {len(rows)} validation candidates is relevant by the {len(qrels)} qrels of their "
-                          f"{frame['qid'].nunique()} queries; {self.measure} will be 0 throughout.", stacklevel=3)
-
-        def validate(student: Ranker) -> float:
-            run = rows.assign(score=student.score(frame["query"].tolist(), texts))
-            best = run.groupby(["query_id", "doc_id"], as_index=False)["score"].max()        # MaxP; no change for whole documents
-            return float(ir_measures.calc_aggregate([self.measure], truth, best)[self.measure])
-
-        return validate
-
-
-def measure_of(measure: Any) -> Any:
-    """A measure of ir_measures, given as such or by its name.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    try:
-        parsed = ir_measures.parse_measure(measure) if isinstance(measure, str) else measure
-    except (NameError, ValueError, SyntaxError) as error:
-        raise ValueError(f"Distiller(measure={measure!r}) is no measure of ir_measures: {error}.") from error
-    if not isinstance(parsed, ir_measures.measures.Measure):
-        raise ValueError(f"Distiller(measure={measure!r}) is no measure of ir_measures, such as nDCG@10.")
-    return parsed
+        return validation(*self._candidates(va, "fit (validation)"), qrels, self.measure)

@@ -20,6 +20,10 @@ class MissingSignal(ValueError):
     """A loss needs a signal that a ranker or a teacher does not report."""
 
 
+class LayerMismatch(ValueError):
+    """The layers of a student and a teacher cannot be compared in the way that a loss wants."""
+
+
 class CheckpointError(ValueError):
     """A folder does not hold what a checkpoint of this kind must hold."""
 

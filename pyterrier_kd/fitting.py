@@ -18,17 +18,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .corpus import Corpus
+from .errors import CheckpointError, DataError
 from .formats.checkpoints import read_json, recover
 from .groups import Groups
+from .losses import BoundLoss
 from .rankers import Ranker
-from .signals import Batch, Signals
+from .signals import SCORES, Signals
 from .stages import Stage, rows_ahead
 from .strategies import Strategy
-from .teachers import described, given_signals, live_signals
+from .teacher_signals import architecture_of, given_signals, live_signals, require_live
+from .teachers import described
 from .training import BEST, POSITION, Training, accelerator_for, processes
 
 VALIDATIONS = 10        # a stage, unless told otherwise
@@ -50,13 +54,34 @@ class FitSettings:
     verbose: bool
 
 
+def bound_losses(strategy: Strategy, student: Ranker, teacher: Any, seed: int) -> list[BoundLoss]:
+    """The losses of all stages, bound to the student and to each stage's teacher; what they learn is shared from stage to stage.
+
+    Raises:
+        LayerMismatch: If layers are to be compared that cannot be.
+        MissingSignal: If a teacher cannot say what a loss needs.
+    """
+    learned = nn.ModuleDict()
+    bound = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for stage in strategy.stages:
+            own = teacher if stage.teacher is None else stage.teacher
+            alone = stage.corpus is not None
+            bound.append(stage.loss.bind(student.architecture(alone), architecture_of(own, alone), learned))
+            if not stage.loss.needs.teacher <= {"scores"}:
+                require_live(own, bound[-1])
+    return bound
+
+
 class Fit:
     """One fit under way: its stages, its best student so far, its place on disk.
 
     Args:
         settings: What does not change.
         start: The student to start from; a copy is trained.
-        groups: The training groups of each stage, with teacher scores where the stage's loss reads only those.
+        sources: The training groups of each stage, with teacher scores where the stage's loss reads only those, or its corpus.
+        losses: The loss of each stage, bound to student and teacher.
         validate: Measures a student, or None.
 
     Attributes:
@@ -64,8 +89,9 @@ class Fit:
         stopped: Whether it was interrupted from the keyboard.
     """
 
-    def __init__(self, settings: FitSettings, start: Ranker, groups: list[Groups], validate: Callable[[Ranker], float] | None) -> None:
-        self.settings, self.groups, self.validate = settings, groups, validate
+    def __init__(self, settings: FitSettings, start: Ranker, sources: list[Groups | Corpus], losses: list[BoundLoss],
+                 validate: Callable[[Ranker], float] | None) -> None:
+        self.settings, self.sources, self.losses, self.validate = settings, sources, losses, validate
         self.student = start.clone()
         self.accelerator = accelerator_for(start.device, settings.precision, settings.tracker, settings.folder)
         if self.accelerator.num_processes != processes():
@@ -87,16 +113,17 @@ class Fit:
         for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes, str(self.settings.measure),
                      described(self.settings.teacher), self.accelerator.mixed_precision):
             digest.update(repr(part).encode())
-        for g in self.groups:
-            for array in (g.text, g.starts, g.label):
-                digest.update(np.ascontiguousarray(array).tobytes())
-            for text in (*g.queries, *g.texts):
+        for source in self.sources:
+            if isinstance(source, Groups):
+                for array in (source.text, source.starts, source.label):
+                    digest.update(np.ascontiguousarray(array).tobytes())
+            for text in source.head() if isinstance(source, Corpus) else (*source.queries, *source.texts):
                 digest.update(text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def _teacher_summary(self) -> list[float]:
         """Mean and spread of each stage's teacher scores: enough to tell two teachers apart."""
-        known = [g.teacher for g in self.groups if g.teacher is not None]
+        known = [g.teacher for g in self.sources if isinstance(g, Groups) and g.teacher is not None]
         return [float(f(t)) for t in known for f in (np.mean, np.std)]
 
     def run(self) -> None:
@@ -129,11 +156,12 @@ class Fit:
 
     def _stage(self, index: int, stage: Stage, position: dict[str, Any]) -> None:
         """Trains one stage in slices of steps, with a validation and a checkpoint after each."""
-        groups = self.groups[index]
+        source, loss, tokens = self.sources[index], self.losses[index], None
         seed = (self.settings.seed, index)
-        groups = groups.with_texts(rows_ahead(stage, groups, seed, self.accelerator.num_processes))
-        tokens = self.student.tokens(groups.queries, groups.texts)
-        training = Training(stage, self.student, tokens, groups, self._teacher(stage, groups), self.accelerator, seed)
+        if isinstance(source, Groups):
+            source = source.with_texts(rows_ahead(stage, source, seed, self.accelerator.num_processes))
+            tokens = self.student.tokens(source.queries, source.texts)
+        training = Training(stage, self.student, tokens, source, self._teacher(stage, source, loss), loss, self.accelerator, seed)
         if not position:
             self.best_value, self.best_step, self.waited, self.best_weights = -np.inf, 0, 0, None
         elif (last := self._last()) is not None and position["done"]:
@@ -141,17 +169,22 @@ class Fit:
         every = self.settings.validate_every or max(1, training.total // VALIDATIONS)
         with self._bar(stage, training) as report:
             while training.done < training.total and not self._patience_over():
-                row = training.run(every - training.done % every, report)
+                try:
+                    row = training.run(every - training.done % every, report)
+                except DataError:           # a corpus that failed midway
+                    if training.done:
+                        self.history.append({"stage": stage.name, "step": training.done})
+                        self._checkpoint(training, index)
+                    raise
                 self._record(stage, training, row)
                 self._checkpoint(training, index)
         self._take_best()
 
-    def _teacher(self, stage: Stage, groups: Groups) -> Callable[[Batch], Signals]:
+    def _teacher(self, stage: Stage, source: Groups | Corpus, loss: BoundLoss) -> Callable[[Any], Signals]:
         """What gives a stage its target signals."""
-        names = stage.loss.needs.teacher
-        if names <= {"scores"}:
+        if stage.loss.needs.teacher <= {"scores"}:
             return given_signals
-        return live_signals(self.settings.teacher if stage.teacher is None else stage.teacher, groups, names, stage.loss, self.accelerator.device)
+        return live_signals(self.settings.teacher if stage.teacher is None else stage.teacher, source if isinstance(source, Groups) else None, loss, self.accelerator.device)
 
     @contextlib.contextmanager
     def _bar(self, stage: Stage, training: Training) -> Iterator[Callable[[float, int, float], None]]:
@@ -170,9 +203,12 @@ class Fit:
             yield report
 
     def _record(self, stage: Stage, training: Training, row: dict[str, float]) -> None:
-        """Validates, keeps the best weights, and adds a row to the history."""
+        """Validates, keeps the best weights, and adds a row to the history.
+
+        A stage that does not train the scores is not measured by them: its last weights are kept.
+        """
         record: dict[str, Any] = {"stage": stage.name, "step": training.done, **row}
-        if self.validate is not None:
+        if self.validate is not None and stage.loss.needs.student & SCORES:
             value = self.validate(self.student)
             record[str(self.settings.measure)] = value
             if value > self.best_value:

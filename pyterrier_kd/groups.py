@@ -60,9 +60,10 @@ class Groups:
         """(G,) numbers of texts."""
         return np.diff(self.starts)
 
-    def steps(self, batch_size: int) -> int:
-        """The number of batches of an epoch."""
-        return -(-len(self) // batch_size)
+    def steps(self, batch_size: int, most: int | None = None) -> int:
+        """The number of batches of an epoch, or ``most`` if it has more."""
+        batches = -(-len(self) // batch_size)
+        return batches if most is None else min(batches, most)
 
     def usable(self, needs: Needs, who: object) -> Groups:
         """The groups from which a loss can learn.
@@ -107,6 +108,15 @@ class Groups:
         known = ~np.isnan(teacher)
         sizes = np.add.reduceat(known, self.starts[:-1], dtype=np.int64)
         return replace(self, teacher=teacher.astype(np.float32))._with_rows(np.flatnonzero(known), sizes)
+
+    def select_rows(self, kept: np.ndarray) -> Groups:
+        """The groups with some of their rows, without the groups that have none left.
+
+        Args:
+            kept: (N,) bool.
+        """
+        sizes = np.add.reduceat(kept, self.starts[:-1], dtype=np.int64)
+        return self._with_rows(np.flatnonzero(kept), sizes).select(np.flatnonzero(sizes))
 
     def with_texts(self, used: np.ndarray) -> Groups:
         """The groups with the texts of the rows ``used`` alone; the others become empty and cost nothing to tokenise."""

@@ -1,4 +1,4 @@
-"""Which of a query's candidate texts a training step sees.
+"""Which of a query's candidate texts a training sees: ``KeepTop`` filters them once, a ``Sampler`` chooses those of each step.
 
 Another way to choose is another value of ``choose``, or another callable with this one's signature.
 """
@@ -70,3 +70,40 @@ class Sampler:
             left.remove(nearest)
             chosen.append(nearest)
         return pool[np.array(chosen, dtype=np.int64)]
+
+
+@dataclass(frozen=True)
+class KeepTop:
+    """Keeps the passages that the teacher scores highest, and trains on those alone (arXiv:2009.07531, section 4).
+
+    The paper keeps "the five top-ranked passages", of what it does not say. Its 3.3 million pairs from 367,013 queries are 9.0 a
+    query, more than five: so five of each document is the default here, and five of each query the other reading.
+
+    Args:
+        count: How many are kept. Default 5.
+        per: "document" (default): of each document of a query. "query": of all passages of a query.
+    """
+
+    count: int = 5
+    per: Literal["document", "query"] = "document"
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.per not in ("document", "query"):
+            raise ValueError(f"{self!r}: count must be at least 1, per 'document' or 'query'.")
+
+    def __call__(self, starts: np.ndarray, parent: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """(N,) bool: the rows that are kept; of equal scores the earlier ones.
+
+        Args:
+            starts: (G + 1,) where each query's rows start.
+            parent: (N,) the document that each row is a passage of.
+            scores: (N,) the teacher's scores.
+        """
+        query = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        same = (query, parent) if self.per == "document" else (query,)
+        order = np.lexsort((np.arange(len(scores)), -scores, *same[::-1]))
+        changed = np.any([np.diff(key[order], prepend=-1) != 0 for key in same], axis=0)
+        first = np.maximum.accumulate(np.where(changed, np.arange(len(order)), 0))
+        kept = np.zeros(len(scores), dtype=bool)
+        kept[order[np.arange(len(order)) - first < self.count]] = True
+        return kept

@@ -1,16 +1,28 @@
-"""A stage of a strategy as a value: a loss, and how it is trained. The loop that runs it is ``training``."""
+"""A stage of a strategy as a value: a loss, what it is trained on, and how. The loop that runs it is ``training``."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .groups import Groups
 from .losses import Loss
 from .sampling import Sampler
+from .signals import SCORES
+
+
+class Source(Protocol):
+    """Where a stage's batches come from: ``Groups`` of queries with their texts, or a ``Corpus`` of texts."""
+
+    def steps(self, batch_size: int, most: int | None = None) -> int:
+        """The number of batches of an epoch, or ``most`` if it has more."""
+
+    def batches(self, batch_size: int, sampler: Sampler, seed: Sequence[int], part: tuple[int, int] = (0, 1), skip: int = 0) -> Iterator[Any]:
+        """The batches of one epoch; see ``Groups.batches``."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +34,11 @@ class Stage:
         epochs: Passes over the queries; may be a fraction. Default 1.
         steps: Optimiser steps, instead of epochs. Default None.
         learning_rate: Its highest value. Default 2e-5.
-        batch_size: B, queries a step. Default 32.
+        batch_size: B, queries a step; texts a step where there is a corpus. Default 32.
         sampler: Chooses the texts of a query. Default: one relevant, where there is one, and one other.
+        corpus: Texts to train on instead of queries and candidates: an iterable of texts or dicts that starts anew each time, or a
+            function that returns an iterator, such as ``dataset.get_corpus_iter``. For losses over layers. Default None.
+        length: The most tokens of a text of the corpus, special ones included; longer texts are cut into several. Default 128.
         schedule: "linear" (default; down to 0), "cosine" (down to 0) or "constant".
         warmup: The fraction of the steps in which the learning rate rises to its value. Default 0.1.
         weight_decay: AdamW's, not on biases and normalisations. Default 0.01.
@@ -41,6 +56,8 @@ class Stage:
     learning_rate: float = 2e-5
     batch_size: int = 32
     sampler: Sampler = field(default_factory=Sampler)
+    corpus: Any = field(default=None, repr=False)
+    length: int = 128
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.1
     weight_decay: float = 0.01
@@ -58,16 +75,20 @@ class Stage:
         if not isinstance(self.loss, Loss):
             raise ValueError(f"Stage(loss={self.loss!r}) is not a loss: pass one of kd.losses, such as kd.losses.MarginMSE().")
 
-    def total(self, groups: Groups, processes: int) -> int:
-        """The number of optimiser steps over some groups."""
-        return self.steps or max(1, math.ceil(self.epochs * self.epoch(groups, processes)))
+        if self.corpus is not None and (beyond := self.loss.needs.student & SCORES or self.loss.needs.labels):
+            raise ValueError(f"Stage(loss={self.loss!r}, corpus=...) needs {'labels' if beyond is True else sorted(beyond)}, which texts without queries do not have: "
+                             "only losses over layers can be trained on a corpus, such as Attention() + Hidden() + Embedding().")
 
-    def epoch(self, groups: Groups, processes: int) -> int:
-        """The number of steps of one pass over some groups, of each of ``processes``."""
-        each = groups.steps(self.batch_size) // processes
-        if not each:
-            raise ValueError(f"{len(groups)} queries make {groups.steps(self.batch_size)} batch(es) of {self.batch_size}, fewer than the {processes} processes.")
-        return each
+    def total(self, source: Source, processes: int) -> int:
+        """The number of optimiser steps over a source."""
+        return self.steps or max(1, math.ceil(self.epochs * self.epoch(source, processes)))
+
+    def epoch(self, source: Source, processes: int) -> int:
+        """The number of steps of one pass over a source, of each of ``processes``; no more than there will be at all."""
+        batches = source.steps(self.batch_size, None if self.steps is None else self.steps * processes)
+        if batches < processes:
+            raise ValueError(f"The data of stage {self.name!r} make {batches} batch(es) of {self.batch_size}, fewer than the {processes} processes.")
+        return batches // processes
 
     def rate(self, progress: float) -> float:
         """The learning rate at ``progress`` in [0, 1], as a fraction of its highest value."""

@@ -2,30 +2,26 @@
 
 Whatever the user has becomes a weighted sum of *leaves*: PyTerrier's ``+`` and ``*`` are walked, never called, since ``+`` gives a
 row that one side dropped the score 0. Each leaf is asked once for each (query, text), in chunks that are stored as they
-come; the sum is formed afterwards. A loss that needs more than scores is answered live by leaves that are rankers.
+come; the sum is formed afterwards. What a teacher says while training runs is in ``teacher_signals``.
 """
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-import torch
 from pyterrier import _ops as operators
 
 from .errors import TeacherError, some
 from .frames import fields_of, row_texts
-from .groups import Groups
 from .rankers import Ranker
 from .score_store import ScoreStore, score_key
-from .signals import Batch, Signals, missing_signal
 
 FIRST_CHUNK, CHUNK_SECONDS = 256, 30.0      # rows of the first chunk; then chunks grow until they take this long
 
@@ -291,43 +287,3 @@ def log_odds(leaf: Leaf, scores: np.ndarray) -> np.ndarray:
     clipped = np.clip(scores, 2.0**-24, 1 - 2.0**-24)
     odds: np.ndarray = np.log(clipped) - np.log1p(-clipped)
     return odds
-
-
-# ---------------------------------------------------------------------- signals during training
-
-
-def given_signals(batch: Batch) -> Signals:
-    """Signals made of the scores that were computed ahead; zeros where a loss reads no teacher."""
-    return Signals(batch.teacher if batch.teacher is not None else torch.zeros_like(batch.labels), who="a teacher known by its scores")
-
-
-def live_signals(teacher: Any, groups: Groups, names: frozenset[str], by: object, device: torch.device) -> Callable[[Batch], Signals]:
-    """A function that runs the teacher's rankers on each batch, for losses that need more than scores.
-
-    Args:
-        teacher: Anything that ``terms_of`` takes.
-        groups: The training groups, whose texts each ranker tokenises for itself.
-        names: The signals that are needed.
-        by: The loss that needs them.
-        device: Where training runs; the teacher goes there.
-
-    Raises:
-        MissingSignal: If a leaf is no ranker, or a ranker without these signals.
-    """
-    sources = []
-    for weight, leaf in terms_of(teacher):
-        has = leaf.source.signal_names if isinstance(leaf.source, Ranker) else frozenset({"scores"})
-        for name in sorted(names - has):
-            raise missing_signal(name, by, f"the teacher {leaf!r}", sorted(has))
-        frozen = leaf.source.frozen(device)
-        sources.append((weight, frozen, frozen.tokens(groups.queries, groups.texts)))
-
-    def signals(batch: Batch) -> Signals:
-        with torch.no_grad():
-            parts = [(weight, ranker.signals(batch, tokens, names)) for weight, ranker, tokens in sources]
-        if len(parts) == 1 and math.isclose(parts[0][0], 1.0):
-            return parts[0][1]
-        sums = {name: sum((w * getattr(s, name) for w, s in parts), torch.zeros((), device=device)) for name in names | {"scores"}}
-        return Signals(scores=sums["scores"], in_batch=sums.get("in_batch"), logits=sums.get("logits"), who=repr(teacher))
-
-    return signals

@@ -7,6 +7,7 @@ tokenizer works. ``assemble`` puts both together into the tensors of a batch, pa
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,14 @@ class Template:
         pieces.append(tuple(row[at:]))
         type_ids.append(types[at] if at < len(row) else 0)
         return cls(tuple(pieces), tuple(type_ids))
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hexadecimal digits that identify how a tokenizer reads: its vocabulary, and what it makes of a few telling texts."""
+    probe = ["Ärger in CAFÉS: don't re-read 3,141 naïve x_y's", "  two  spaces\tand 漢字 👍"]
+    digest = hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "surrogatepass"), digest_size=8)
+    digest.update(repr(encode(tokenizer, probe)).encode())
+    return digest.hexdigest()
 
 
 def assemble(template: Template, segments: Sequence[Sequence[np.ndarray]], pad_id: int, device: torch.device | str) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,10 +26,9 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .formats.checkpoints import atomic_folder, read_json, write_json
-from .groups import Groups
 from .losses import BoundLoss
-from .signals import Batch, Signals
-from .stages import Stage
+from .signals import Batch, LayerNumbers, Signals, Texts
+from .stages import Source, Stage
 
 POSITION, BEST = "position.json", "best.safetensors"
 NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
@@ -41,22 +39,28 @@ class Learner(Protocol):
 
     model: nn.Module
 
-    def signals(self, batch: Batch, tokens: Any, names: frozenset[str] = ...) -> Signals:
+    def signals(self, batch: Batch, tokens: Any, names: frozenset[str] = ..., layers: LayerNumbers = ...) -> Signals:
         """See ``Ranker.signals``."""
+
+    def read(self, texts: Texts, layers: LayerNumbers) -> Signals:
+        """See ``Ranker.read``."""
 
 
 class Step(nn.Module):
     """The one module that is prepared for many processes: a whole step in ``forward``, so that gradients are synchronised."""
 
-    def __init__(self, student: Learner, tokens: Any, teacher: Callable[[Batch], Signals], loss: BoundLoss) -> None:
+    def __init__(self, student: Learner, tokens: Any, teacher: Callable[[Any], Signals], loss: BoundLoss) -> None:
         super().__init__()
         self.model, self.loss = student.model, loss
         self.student, self.tokens, self.teacher = student, tokens, teacher
 
-    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and its terms."""
+    def forward(self, batch: Any, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a ``Batch`` or of ``Texts``, and its terms."""
         target = self.teacher(batch)
-        student = self.student.signals(batch, self.tokens, self.loss.loss.needs.student)
+        if isinstance(batch, Texts):
+            student = self.student.read(batch, self.loss.student_layers)
+        else:
+            student = self.student.signals(batch, self.tokens, self.loss.loss.needs.student, self.loss.student_layers)
         loss: tuple[Tensor, dict[str, Tensor]] = self.loss(student, target, batch, progress)
         return loss
 
@@ -67,9 +71,10 @@ class Training:
     Args:
         stage: What is trained and how.
         student: The ranker whose model is trained, in place.
-        tokens: What ``student.tokens`` made of the groups' queries and texts.
-        groups: The training groups.
+        tokens: What ``student.tokens`` made of the groups' queries and texts; None for a corpus.
+        source: The training groups, or a corpus.
         teacher: Gives the target signals of a batch.
+        loss: The stage's loss, bound to student and teacher.
         accelerator: From ``accelerator``.
         seed: Numbers that identify the training and the stage.
 
@@ -78,14 +83,14 @@ class Training:
         total: Steps in all.
     """
 
-    def __init__(self, stage: Stage, student: Learner, tokens: Any, groups: Groups, teacher: Callable[[Batch], Signals],
+    def __init__(self, stage: Stage, student: Learner, tokens: Any, source: Source, teacher: Callable[[Any], Signals], loss: BoundLoss,
                  accelerator: Accelerator, seed: tuple[int, ...]) -> None:
-        self.stage, self.groups, self.accelerator, self.seed = stage, groups, accelerator, seed
+        self.stage, self.source, self.accelerator, self.seed = stage, source, accelerator, seed
         accelerator.free_memory()               # of an earlier stage, which would be saved again with this one
-        module = Step(student, tokens, teacher, stage.loss.bind())
+        module = Step(student, tokens, teacher, loss)
         self.module, self.optimizer = accelerator.prepare(module, optimizer_of(module, stage))
-        self.done, self.total = 0, stage.total(groups, accelerator.num_processes)
-        self._batches: Iterator[Batch] | None = None
+        self.done, self.total = 0, stage.total(source, accelerator.num_processes)
+        self._batches: Iterator[Any] | None = None
 
     def run(self, steps: int, report: Callable[[float, int, float], None] | None = None) -> dict[str, float]:
         """Trains for at most ``steps`` more steps.
@@ -125,29 +130,29 @@ class Training:
             group["lr"] = self.stage.learning_rate * self.stage.rate((self.done + 0.5) / self.total)
         torch.manual_seed(hash((*self.seed, self.done, self.accelerator.process_index)) & 0x7FFFFFFF)
         batch = self._next()
-        parts = split(batch, self.stage.accumulate)
+        parts = batch.split(self.stage.accumulate)
         self.optimizer.zero_grad()
         values: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 loss, terms = self.module(part.to(self.accelerator.device), progress)
-                self.accelerator.backward(loss * (len(part.queries) / len(batch.queries)))
+                self.accelerator.backward(loss * (len(part) / len(batch)))
             for name, value in {"loss": loss.detach(), **terms}.items():
-                values[name] = values.get(name, torch.zeros((), device=value.device)) + value * (len(part.queries) / len(batch.queries))
+                values[name] = values.get(name, torch.zeros((), device=value.device)) + value * (len(part) / len(batch))
         if not math.isfinite(value_of := float(values["loss"])):
             raise FloatingPointError(f"the loss is {value_of} at step {self.done + 1} of stage {self.stage.name!r}: lower learning_rate (now "
                                      f"{self.stage.learning_rate}), or train in float32 (precision='no').")
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.stage.clip)
         self.optimizer.step()
         self.done += 1
-        return {k: float(v) for k, v in values.items()}, int(batch.mask.sum())
+        return {k: float(v) for k, v in values.items()}, batch.pairs()
 
-    def _next(self) -> Batch:
+    def _next(self) -> Any:
         """This process's next batch; epochs follow each other, each in its own order."""
-        epoch = self.stage.epoch(self.groups, self.accelerator.num_processes)
+        epoch = self.stage.epoch(self.source, self.accelerator.num_processes)
         if self._batches is None or self.done % epoch == 0:
-            self._batches = self.groups.batches(
+            self._batches = self.source.batches(
                 self.stage.batch_size, self.stage.sampler, (*self.seed, self.done // epoch),
                 part=(self.accelerator.process_index, self.accelerator.num_processes), skip=self.done % epoch)
         return next(self._batches)
@@ -222,20 +227,6 @@ def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in named)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.learning_rate, fused=fused)
-
-
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in parts of consecutive queries, each seen as a batch of its own."""
-    if parts == 1:
-        return [batch]
-    texts = batch.texts.shape[1]
-    pieces = []
-    for rows in torch.arange(len(batch.queries)).chunk(parts):
-        columns = (rows[:, None] * texts + torch.arange(texts)[None, :]).flatten()
-        pieces.append(replace(
-            batch, queries=batch.queries[rows], texts=batch.texts[rows], docs=batch.docs[rows], labels=batch.labels[rows], mask=batch.mask[rows],
-            positives=batch.positives[rows][:, columns], teacher=None if batch.teacher is None else batch.teacher[rows]))
-    return pieces
 
 
 @contextlib.contextmanager

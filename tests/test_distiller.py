@@ -323,8 +323,8 @@ def test_the_teacher_is_asked_only_for_what_training_will_see(frame, qrels, monk
     names = dict(zip(frame["query"] + frame["text"], zip(frame["qid"], frame["docno"], strict=True), strict=True))
 
     def remember(self):
-        batch = next(self.groups.batches(self.stage.batch_size, self.stage.sampler, (*self.seed, self.done // 3), skip=self.done % 3))
-        seen.update(names[self.groups.queries[q] + self.groups.texts[t]] for b, q in enumerate(batch.queries.tolist())
+        batch = next(self.source.batches(self.stage.batch_size, self.stage.sampler, (*self.seed, self.done // 3), skip=self.done % 3))
+        seen.update(names[self.source.queries[q] + self.source.texts[t]] for b, q in enumerate(batch.queries.tolist())
                     for i, t in enumerate(batch.texts[b].tolist()) if batch.mask[b, i])
         return step(self)
 

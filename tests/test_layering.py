@@ -16,17 +16,17 @@ import pyterrier_kd
 ROOT = Path(pyterrier_kd.__file__).parent
 LAYERS = [
     ["errors", "signals"],
-    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "frames", "losses", "sampling", "groups", "stages"],
+    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "groups", "stages"],
     ["rankers", "training"],
-    ["strategies", "teachers", "loading", "datasets"],
-    ["fitting", "distiller"],
+    ["strategies", "teachers", "teacher_signals", "loading", "datasets"],
+    ["fitting", "validation", "distiller"],
 ]
 WITHIN = {
-    "losses": ["base", "pointwise", "pairwise", "listwise", "contrastive"],
-    "rankers": ["shrink", "first_token", "base", "cross_encoder", "bert_dot"],
+    "losses": ["base", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
+    "rankers": ["shrink", "first_token", "taps", "base", "cross_encoder", "bert_dot"],
     "datasets": ["functions", "pycode", "provider"],
 }
-SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive"}, "rankers": {"cross_encoder", "bert_dot"}}
+SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot"}}
 
 
 def module_of(path: Path) -> str:

@@ -18,9 +18,13 @@ import pyterrier_kd as kd
 from pyterrier_kd import teachers
 from pyterrier_kd.errors import MissingSignal, TeacherError
 from pyterrier_kd.groups import from_frame
+from pyterrier_kd.losses import MarginMSE
 from pyterrier_kd.sampling import Sampler
 from pyterrier_kd.score_store import ScoreStore, score_key
-from pyterrier_kd.teachers import live_signals, teacher_scores, terms_of
+from pyterrier_kd.teacher_signals import live_signals, require_live
+from pyterrier_kd.teachers import teacher_scores, terms_of
+
+IN_BATCH = MarginMSE(in_batch=True).bind()
 
 
 class Counting(pt.Transformer):
@@ -295,7 +299,7 @@ def test_a_store_that_cannot_be_used_says_so(tmp_path) -> None:
 def test_live_signals_are_the_rankers_own_and_each_text_is_encoded_once(frame, monkeypatch) -> None:
     teacher, count = make_dot(3), []
     groups = from_frame(frame, frame["text"].tolist(), None, "test")
-    live = live_signals(teacher, groups, frozenset({"in_batch"}), "a loss", torch.device("cpu"))
+    live = live_signals(teacher, groups, IN_BATCH, torch.device("cpu"))
     forward = kd.rankers.bert_dot.DotModel.forward
     monkeypatch.setattr(kd.rankers.bert_dot.DotModel, "forward", lambda self, **k: count.append(len(k["input_ids"])) or forward(self, **k))
     for epoch in range(3):
@@ -315,8 +319,8 @@ def test_live_signals_of_a_sum(frame) -> None:
     a, b = make_dot(0), make_dot(1)
     groups = from_frame(frame, frame["text"].tolist(), None, "test")
     batch = next(groups.batches(4, Sampler(texts=3), (0,)))
-    parts = [live_signals(t, groups, frozenset({"in_batch"}), "l", torch.device("cpu"))(batch).in_batch for t in (a, b)]
-    both = live_signals(kd.Ensemble([a, b]), groups, frozenset({"in_batch"}), "l", torch.device("cpu"))(batch)
+    parts = [live_signals(t, groups, IN_BATCH, torch.device("cpu"))(batch).in_batch for t in (a, b)]
+    both = live_signals(kd.Ensemble([a, b]), groups, IN_BATCH, torch.device("cpu"))(batch)
     assert torch.allclose(both.in_batch, (parts[0] + parts[1]) / 2, atol=1e-5)
-    with pytest.raises(MissingSignal, match="'a loss' needs the signal 'in_batch' from the teacher CrossEncoder"):
-        live_signals(a + make_cross(), groups, frozenset({"in_batch"}), "a loss", torch.device("cpu"))
+    with pytest.raises(MissingSignal, match=r"MarginMSE\(in_batch=True\) needs the signal 'in_batch' from the teacher CrossEncoder"):
+        require_live(a + make_cross(), IN_BATCH)

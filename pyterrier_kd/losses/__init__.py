@@ -1,12 +1,13 @@
-"""Losses as values, in a file for each family: pointwise, pairwise, listwise, contrastive. They add and scale."""
+"""Losses as values, in a file for each family: pointwise, pairwise, listwise, contrastive, layerwise. They add and scale."""
 
 from .base import BoundLoss, Loss, Term, Total
 from .contrastive import InfoNCE
+from .layerwise import Attention, Embedding, Hidden, Relations
 from .listwise import ADRMSE, KLDivergence, LambdaLoss, ListNet
 from .pairwise import MarginMSE, PairwiseHinge, RankNet, WeightedRankNet
 from .pointwise import MSE, BinaryCrossEntropy, HardLabels, SoftLabels
 
 __all__ = [
-    "ADRMSE", "MSE", "BinaryCrossEntropy", "BoundLoss", "HardLabels", "InfoNCE", "KLDivergence", "LambdaLoss",
-    "ListNet", "Loss", "MarginMSE", "PairwiseHinge", "RankNet", "SoftLabels", "Term", "Total", "WeightedRankNet",
+    "ADRMSE", "MSE", "Attention", "BinaryCrossEntropy", "BoundLoss", "Embedding", "HardLabels", "Hidden", "InfoNCE", "KLDivergence",
+    "LambdaLoss", "ListNet", "Loss", "MarginMSE", "PairwiseHinge", "RankNet", "Relations", "SoftLabels", "Term", "Total", "WeightedRankNet",
 ]

@@ -4,19 +4,20 @@
 
 A sum of losses is a ``Total`` of weighted terms, so that the paper's equation is the line of code and its ``repr``.
 A weight is a number, or a function of the progress of training in [0, 1]. ``bind`` gives the module that a training
-runs: it owns what a loss learns (nothing, for losses over scores), and returns every term under its own name.
+runs: it knows which layers each term reads, owns what a loss learns (projections; nothing, for losses over scores), and
+returns every term under its own name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..signals import Batch, Needs, Signals
+from ..signals import Architecture, Batch, LayerNumbers, Needs, Signals
 
 Weight = float | Callable[[float], float]
 
@@ -39,9 +40,22 @@ class Loss(ABC):
             batch: The batch that both speak of.
         """
 
-    def bind(self) -> BoundLoss:
-        """The module that a training prepares and runs."""
-        return BoundLoss(self)
+    def bind(self, student: Architecture | None = None, teacher: Architecture | None = None, learned: nn.ModuleDict | None = None) -> BoundLoss:
+        """The module that a training prepares and runs.
+
+        Args:
+            student: The student's architecture; only losses over layers ask for it.
+            teacher: The teacher's, None if it has no layers to look at.
+            learned: What has been learned by losses before, such as projections, which these losses share and add to.
+
+        Raises:
+            LayerMismatch: If a loss cannot compare the layers of the two.
+        """
+        return BoundLoss(self, student, teacher, nn.ModuleDict() if learned is None else learned)
+
+    def bound(self, student: Architecture | None, teacher: Architecture | None, learned: nn.ModuleDict) -> BoundTerm:
+        """This loss for a student and a teacher; for most losses the same for all. See ``bind``."""
+        return BoundTerm(self)
 
     def __add__(self, other: Loss) -> Total:
         if not isinstance(other, Loss):
@@ -54,6 +68,21 @@ class Loss(ABC):
         return Total(tuple(Term(product(weight, t.weight), t.loss) for t in terms_of(self)))
 
     __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A loss for a given student and teacher.
+
+    Attributes:
+        compute: The loss of (student signals, teacher signals, batch).
+        student: The layers that it reads of the student.
+        teacher: The layers that it reads of the teacher.
+    """
+
+    compute: Callable[[Signals, Signals, Batch], Tensor]
+    student: LayerNumbers = field(default_factory=dict)
+    teacher: LayerNumbers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,34 +115,47 @@ class Total(Loss):
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """The weighted sum, with scheduled weights at the start of training."""
-        return sum_of(self, student, teacher, batch, progress=0.0)[0]
+        total: Tensor = self.bind()(student, teacher, batch, 0.0)[0]
+        return total
 
     def __repr__(self) -> str:
         return " + ".join(repr(term) for term in self.terms)
 
 
 class BoundLoss(nn.Module):
-    """A loss ready for training: what it learns is a parameter of this module."""
+    """A loss ready for training: what it learns is a parameter of this module.
 
-    def __init__(self, loss: Loss) -> None:
+    Attributes:
+        student_layers: The layers that it reads of the student, by signal.
+        teacher_layers: The layers that it reads of the teacher.
+    """
+
+    def __init__(self, loss: Loss, student: Architecture | None, teacher: Architecture | None, learned: nn.ModuleDict) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.learned = loss, learned
+        self.terms = [(term, term.loss.bound(student, teacher, learned)) for term in terms_of(loss)]
+        self.student_layers = united(bound.student for _, bound in self.terms)
+        self.teacher_layers = united(bound.teacher for _, bound in self.terms)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and the unweighted value of every term by name; ``progress`` in [0, 1] sets scheduled weights."""
-        return sum_of(self.loss, student, teacher, batch, progress)
+        with torch.autocast(student.scores.device.type, enabled=False):      # losses are computed in float32
+            total = torch.zeros((), device=student.scores.device)
+            values: dict[str, Tensor] = {}
+            for term, bound in self.terms:
+                value = bound.compute(student, teacher, batch)
+                total = total + value_at(term.weight, progress) * value
+                values[repr(term.loss)] = value.detach()
+            return total, values
 
 
-def sum_of(loss: Loss, student: Signals, teacher: Signals, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of a loss's terms and each term's own value."""
-    total = torch.zeros((), device=student.scores.device)
-    values: dict[str, Tensor] = {}
-    for term in terms_of(loss):
-        value = term.loss(student, teacher, batch)
-        weight = term.weight(progress) if callable(term.weight) else term.weight
-        total = total + weight * value
-        values[repr(term.loss)] = value.detach()
-    return total, values
+def united(asked: Iterable[LayerNumbers]) -> LayerNumbers:
+    """All layers that several terms read."""
+    union: dict[str, frozenset[int]] = {}
+    for layers in asked:
+        for name, numbers in layers.items():
+            union[name] = union.get(name, frozenset()) | numbers
+    return union
 
 
 def terms_of(loss: Loss) -> tuple[Term, ...]:

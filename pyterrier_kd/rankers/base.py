@@ -25,10 +25,13 @@ import torch
 
 from .. import scoring
 from ..errors import CheckpointError, DataError, some
-from ..formats.checkpoints import METADATA, atomic_folder, read_json, weights_fingerprint, write_json
+from ..formats.checkpoints import METADATA, atomic_folder, model_limit, read_json, weights_fingerprint, write_json
 from ..frames import TextFields, explained, fields_of, require_strings, row_texts
-from ..signals import Batch, Signals, missing_signal
-from ..tokens import TokenTable
+from ..signals import Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
+from ..tokens import Template, TokenTable, assemble, tokenise, tokenizer_fingerprint
+from .taps import kinds_of, listening
+
+NO_LAYERS: LayerNumbers = {}
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,27 @@ class Ranker(pt.Transformer, ABC):
         """Tokenises the queries and texts that batches will point into."""
 
     @abstractmethod
-    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
+    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"}), layers: LayerNumbers = NO_LAYERS) -> Signals:
         """Scores a batch, with gradients if the model is in training.
 
         Args:
             batch: The batch; its rows point into ``tokens``.
             tokens: What ``tokens`` returned for the texts of the training.
             names: The signals asked for.
+            layers: Of signals of layers, the layers asked for.
 
         Raises:
             MissingSignal: If a signal is asked for that this architecture does not have.
         """
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Any:
+        """The transformers encoder inside the model."""
+
+    @abstractmethod
+    def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """The sides that are read together, and the settings on which the tokens of a row depend; see ``Architecture``."""
 
     @abstractmethod
     def _prepare_queries(self, queries: list[str]) -> Any:
@@ -163,6 +176,42 @@ class Ranker(pt.Transformer, ABC):
         """Refuses signals that this architecture does not have."""
         for wanted in sorted(names - self.signal_names):
             raise missing_signal(wanted, "This loss", repr(self), sorted(self.signal_names))
+
+    # ------------------------------------------------------------------ layers
+
+    def architecture(self, alone: bool = False) -> Architecture:
+        """What losses over layers must know of this ranker.
+
+        Args:
+            alone: Whether it reads texts without queries, see ``read``. Default False.
+        """
+        config = self.encoder.config
+        sides, reads = (("text",), {"template": self._single()}) if alone else self._reads()
+        reads = {"tokenizer": tokenizer_fingerprint(self.tokenizer), **reads}
+        return Architecture(repr(self), sides, config.num_hidden_layers, config.num_attention_heads, config.hidden_size, kinds_of(config), reads)
+
+    def _single(self) -> Template:
+        """What stands around a text that is read alone."""
+        return Template.of(self.tokenizer, 1, types=takes_types(self.encoder, self.tokenizer))
+
+    def read(self, texts: Texts, layers: LayerNumbers) -> Signals:
+        """What the layers do with texts alone, without queries, prompts or scores, and with gradients if the model is in training.
+
+        Args:
+            texts: The texts; what exceeds the model's limit is cut.
+            layers: The layers asked for, by signal.
+        """
+        template = self._single()
+        table = tokenise(self.tokenizer, texts.texts, model_limit(self.encoder.config, self.tokenizer) - template.special)
+        pieces: list[Layers] = []
+        for rows in scoring.length_batches(table.lengths, self._tokens_a_batch()):
+            inputs = assemble(template, [(table[i],) for i in rows], self.tokenizer.pad_token_id or 0, self.device)
+            with listening(self.encoder, layers) as taps:
+                self.encoder(**inputs)
+            pieces.append(taps.layers(inputs["attention_mask"]))
+        return Signals(torch.zeros(len(texts), 1, device=self.device), layers=tuple(pieces), who=type(self).__name__)
+
+    # ------------------------------------------------------------------ frames
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Re-ranks; see ``rerank``."""

@@ -25,11 +25,12 @@ from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..frames import TextFields, explained, fields_of, require_strings, row_texts
-from ..signals import Batch, Signals
+from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, tokenise
-from .base import Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
+from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
 from .first_token import first_token_only
 from .shrink import Indices, shrunk
+from .taps import listening, reach
 
 
 class DotModel(nn.Module):
@@ -39,9 +40,9 @@ class DotModel(nn.Module):
         super().__init__()
         self.encoder, self.pooling, self.steps = encoder, pooling, nn.ModuleList(steps)
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """(N, H) float32 vectors."""
-        with first_token_only(self.encoder) if self.pooling == "cls" else contextlib.nullcontext():
+    def forward(self, whole: bool = False, **inputs: Tensor) -> Tensor:
+        """(N, H) float32 vectors; ``whole`` runs the last layer for all tokens even where the first is enough."""
+        with first_token_only(self.encoder) if self.pooling == "cls" and not whole else contextlib.nullcontext():
             hidden = self.encoder(**inputs).last_hidden_state.float()                        # (N, T, H)
         if self.pooling == "cls":
             vectors = hidden[:, 0]
@@ -80,7 +81,7 @@ class BertDot(Ranker):
     """
 
     SETTINGS: ClassVar[tuple[str, ...]] = (*Ranker.SETTINGS, "query_length", "doc_length", "scale", "pooling", "normalize")
-    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "in_batch"})
+    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "in_batch"}) | LAYERWISE
     schematic: ClassVar[dict[str, Any]] = {"label": "BertDot", "help_url": None}
 
     def __init__(self, model: Any, tokenizer: Any = None, *, pooling: str | None = None, normalize: bool | None = None,
@@ -128,17 +129,28 @@ class BertDot(Ranker):
 
     # ------------------------------------------------------------------ vectors
 
-    def _vectors(self, table: TokenTable, rows: np.ndarray) -> Tensor:
-        """(N, H) vectors of some rows of a token table, with gradients if the model is in training."""
+    def _vectors(self, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, Layers | None]:
+        """(N, H) vectors of some rows of a token table, with gradients if the model is in training, and what the layers asked for did."""
         inputs = assemble(self.template, [(table[i],) for i in rows], self.tokenizer.pad_token_id or 0, self.device)
-        vectors: Tensor = self.model(**inputs)
-        return vectors
+        last = self.encoder.config.num_hidden_layers - 1
+        with listening(self.encoder, layers) if layers else contextlib.nullcontext() as taps:
+            vectors: Tensor = self.model(whole=reach(layers) >= last, **inputs)
+        return vectors, taps.layers(inputs["attention_mask"]) if taps is not None else None
+
+    @property
+    def encoder(self) -> Any:
+        """The transformers encoder that both sides share."""
+        return self.model.encoder
+
+    def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        return ("query", "text"), {"template": self.template, "query_length": self.query_length, "doc_length": self.doc_length,
+                                   "query_prompt": self.query_prompt, "text_prompt": self.text_prompt}
 
     def _encode(self, table: TokenTable, progress: Callable[[int], object] | None = None) -> np.ndarray:
         """(N, H) float32 vectors of a whole token table."""
         if not len(table):
             return np.empty((0, 0), dtype=np.float32)
-        return scoring.by_length(table.lengths + self.template.special, lambda rows: self._vectors(table, rows).cpu().numpy(),
+        return scoring.by_length(table.lengths + self.template.special, lambda rows: self._vectors(table, rows)[0].cpu().numpy(),
                                  self._tokens_a_batch(), progress, self.rows_a_batch)
 
     def _table(self, texts: Sequence[str], length: int, prompt: str) -> TokenTable:
@@ -167,7 +179,7 @@ class BertDot(Ranker):
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> Tensor:
         """Encodes queries with gradients, if the model is in training: (N, H) float32, times ``scale``."""
         table = self._table(list(texts), self.query_length, self.query_prompt)
-        return self.scale * self.represent(table, np.arange(len(table)))
+        return self.scale * self.represent(table, np.arange(len(table)))[0]
 
     def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
         """Encodes texts: (N, H) float32 vectors; see ``encode_queries``."""
@@ -261,12 +273,17 @@ class BertDot(Ranker):
         self._report_cut(table.cut, len(texts))
         return Tokens(self._table(queries, self.query_length, self.query_prompt), table)
 
-    def represent(self, table: TokenTable, rows: np.ndarray) -> Tensor:
-        """(N, H) vectors of rows of a token table, in pieces of similar length, with gradients in training."""
-        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._tokens_a_batch(), self.rows_a_batch))
-        vectors = torch.cat([self._vectors(table, rows[p]) for p in pieces])
+    def represent(self, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, tuple[Layers, ...]]:
+        """(N, H) vectors of rows of a token table, with gradients in training, and what the layers asked for did.
+
+        The rows run in pieces of similar length.
+        """
+        # where layers are compared, another ranker must make the same pieces of this batch
+        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._tokens_a_batch(), None if layers else self.rows_a_batch))
+        said = [self._vectors(table, rows[p], layers) for p in pieces]
+        vectors = torch.cat([piece for piece, _ in said])
         back = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(vectors.device)
-        return vectors[back]
+        return vectors[back], tuple(heard for _, heard in said if heard is not None)
 
     def frozen(self, device: torch.device) -> BertDot:
         """See ``Ranker.frozen``; this one remembers the vectors that it has computed."""
@@ -275,16 +292,16 @@ class BertDot(Ranker):
         twin.represent = Memory(twin.represent, device)                                              # type: ignore[method-assign]
         return twin
 
-    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
-        """Scores of a batch, and of every query with every text of it; see ``Ranker.signals``."""
+    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"}), layers: LayerNumbers = NO_LAYERS) -> Signals:
+        """Scores of a batch, and of every query with every text of it, and what layers do; see ``Ranker.signals``."""
         self._require_signals(names)
         distinct, local = np.unique(batch.texts.cpu().numpy(), return_inverse=True)          # (U,), (B, n)
-        queries = self.scale * self.represent(tokens.queries, batch.queries.cpu().numpy())   # (B, H)
-        texts = self.represent(tokens.texts, distinct)                                       # (U, H)
-        every = queries @ texts.T                                                            # (B, U)
+        queries, of_queries = self.represent(tokens.queries, batch.queries.cpu().numpy(), layers)    # (B, H)
+        texts, of_texts = self.represent(tokens.texts, distinct, layers)                     # (U, H)
+        every = self.scale * queries @ texts.T                                               # (B, U)
         columns = torch.from_numpy(local.reshape(batch.texts.shape)).to(every.device)
         in_batch = every[:, columns.flatten()] if "in_batch" in names else None
-        return Signals(every.gather(1, columns), in_batch=in_batch, who=type(self).__name__)
+        return Signals(every.gather(1, columns), in_batch=in_batch, layers=of_queries + of_texts, who=type(self).__name__)
 
     # ------------------------------------------------------------------ copies and folders
 
@@ -310,24 +327,26 @@ class BertDot(Ranker):
 class Memory:
     """``BertDot.represent`` of a model that does not change: each row of a token table is encoded at most once.
 
-    Vectors are kept on the CPU, in memory; (rows, H) float32 for each table.
+    Vectors are kept on the CPU, in memory; (rows, H) float32 for each table. What layers do is not kept.
     """
 
-    def __init__(self, represent: Callable[[TokenTable, np.ndarray], Tensor], device: torch.device) -> None:
+    def __init__(self, represent: Callable[..., tuple[Tensor, tuple[Layers, ...]]], device: torch.device) -> None:
         self.represent, self.device = represent, device
         self.known: dict[int, tuple[TokenTable, np.ndarray, Tensor]] = {}
 
-    def __call__(self, table: TokenTable, rows: np.ndarray) -> Tensor:
-        """(N, H) vectors of rows of ``table``."""
+    def __call__(self, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, tuple[Layers, ...]]:
+        """(N, H) vectors of rows of ``table``, and what the layers asked for did."""
+        if layers:
+            return self.represent(table, rows, layers)
         if id(table) not in self.known:
-            width = self.represent(table, rows[:1]).shape[1]
+            width = self.represent(table, rows[:1])[0].shape[1]
             self.known[id(table)] = (table, np.zeros(len(table), dtype=bool), torch.empty(len(table), width))
         _, done, vectors = self.known[id(table)]
         todo = np.unique(rows[~done[rows]])
         if len(todo):
-            vectors[torch.from_numpy(todo)] = self.represent(table, todo).cpu()
+            vectors[torch.from_numpy(todo)] = self.represent(table, todo)[0].cpu()
             done[todo] = True
-        return vectors[torch.from_numpy(rows)].to(self.device)
+        return vectors[torch.from_numpy(rows)].to(self.device), ()
 
 
 class Side(pt.Transformer):

@@ -24,11 +24,12 @@ from ..errors import CheckpointError
 from ..formats import sentence_transformers
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..frames import TextFields
-from ..signals import Batch, Signals
+from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
-from .base import Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
+from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
 from .first_token import HEADS, first_token_only
 from .shrink import shrunk
+from .taps import listening, reach
 
 
 class CrossEncoder(Ranker):
@@ -56,7 +57,7 @@ class CrossEncoder(Ranker):
     """
 
     SETTINGS: ClassVar[tuple[str, ...]] = (*Ranker.SETTINGS, "max_length", "query_length")
-    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "logits"})
+    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "logits"}) | LAYERWISE
     schematic: ClassVar[dict[str, Any]] = {"label": "CrossEncoder", "help_url": None}
 
     def __init__(self, model: Any, tokenizer: Any = None, *, max_length: int | None = None, query_length: int | None = None,
@@ -104,7 +105,7 @@ class CrossEncoder(Ranker):
     def _score_rows(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray,
                     progress: Callable[[int], object]) -> np.ndarray:
         def forward(rows: np.ndarray) -> np.ndarray:
-            logits = self._logits(queries, query_rows[rows], texts, text_rows[rows])
+            logits, _ = self._logits(queries, query_rows[rows], texts, text_rows[rows])
             scores: np.ndarray = scores_of(logits).cpu().numpy()
             return scores
 
@@ -115,15 +116,26 @@ class CrossEncoder(Ranker):
         lengths: np.ndarray = np.minimum(queries.lengths[query_rows] + texts.lengths[text_rows] + self.template.special, self.max_length)
         return lengths
 
-    def _logits(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> Tensor:
-        """(N, C) float32 logits of N pairs."""
+    def _logits(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray,
+                layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, Layers | None]:
+        """(N, C) float32 logits of N pairs, and what the layers asked for did."""
         room = self.max_length - self.template.special
         pairs = [(q := queries[i], texts[j][:room - len(q)]) for i, j in zip(query_rows, text_rows, strict=True)]
         inputs = assemble(self.template, pairs, self.tokenizer.pad_token_id or 0, self.device)
-        reads_first = type(self.model).__name__ in HEADS
-        with first_token_only(self.model.base_model) if reads_first else contextlib.nullcontext():
+        reads_first = type(self.model).__name__ in HEADS and reach(layers) < self.encoder.config.num_hidden_layers - 1
+        with (first_token_only(self.encoder) if reads_first else contextlib.nullcontext(),
+              listening(self.encoder, layers) if layers else contextlib.nullcontext() as taps):
             logits: Tensor = self.model(**inputs).logits
-        return logits.float()
+        return logits.float(), taps.layers(inputs["attention_mask"]) if taps is not None else None
+
+    @property
+    def encoder(self) -> Any:
+        """The transformers encoder below the head."""
+        return self.model.base_model
+
+    def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        return ("pair",), {"template": self.template, "max_length": self.max_length, "query_length": self.query_length,
+                           "query_prompt": self.query_prompt, "text_prompt": self.text_prompt}
 
     # ------------------------------------------------------------------ training
 
@@ -133,8 +145,8 @@ class CrossEncoder(Ranker):
         self._report_cut(table.cut, len(texts))
         return Tokens(self._prepare_queries(list(queries)), table)
 
-    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"})) -> Signals:
-        """Scores and logits of a batch; see ``Ranker.signals``.
+    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"}), layers: LayerNumbers = NO_LAYERS) -> Signals:
+        """Scores and logits of a batch, and what layers do; see ``Ranker.signals``.
 
         The pairs run in pieces of similar length: less padding, and on a CPU activations that stay in its cache.
         """
@@ -143,12 +155,14 @@ class CrossEncoder(Ranker):
         query_rows = batch.queries.repeat_interleave(batch.mask.shape[1])[rows].cpu().numpy()
         text_rows = batch.texts.flatten()[rows].cpu().numpy()
         lengths = self._lengths(tokens.queries, query_rows, tokens.texts, text_rows)
-        pieces = list(scoring.length_batches(lengths, self._tokens_a_batch(), self.rows_a_batch))
-        logits = torch.cat([self._logits(tokens.queries, query_rows[p], tokens.texts, text_rows[p]) for p in pieces])
+        # where layers are compared, another ranker must make the same pieces of this batch
+        pieces = list(scoring.length_batches(lengths, self._tokens_a_batch(), None if layers else self.rows_a_batch))
+        said = [self._logits(tokens.queries, query_rows[p], tokens.texts, text_rows[p], layers) for p in pieces]
+        logits = torch.cat([piece for piece, _ in said])
         order = rows[torch.from_numpy(np.concatenate(pieces)).to(rows.device)]
         flat = logits.new_zeros(batch.mask.numel(), logits.shape[-1]).index_copy(0, order, logits)
         shaped = flat.view(*batch.mask.shape, -1)                                            # (B, n, C)
-        return Signals(scores_of(shaped), logits=shaped, who=type(self).__name__)
+        return Signals(scores_of(shaped), logits=shaped, layers=tuple(heard for _, heard in said if heard is not None), who=type(self).__name__)
 
     # ------------------------------------------------------------------ copies and folders
 

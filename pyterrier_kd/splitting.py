@@ -1,0 +1,157 @@
+"""Cutting texts into windows of tokens at the starts of words, so that a slice has the tokens that it had in the whole.
+
+A tokenizer treats the words of a text (its pre-tokens: words, numbers, marks) one by one. So a slice that begins where a word begins and
+ends where one ends is read like the same words in the whole text, and its tokens can be counted, or taken over, without tokenising
+again. Only a word that is longer than a window has to be cut inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from .errors import DataError
+
+LEAST = 4       # tokens of a window: the most bytes, and so tokens, of one character
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text as words of tokens.
+
+    Attributes:
+        text: The text.
+        ids: (T,) int32 its token ids.
+        starts: (W + 1,) where each word's tokens start; the last entry is T.
+        chars: (W + 1,) where each word starts in the text; the last entry is its length.
+        token_chars: (T,) where each token starts in the text.
+    """
+
+    text: str
+    ids: np.ndarray
+    starts: np.ndarray
+    chars: np.ndarray
+    token_chars: np.ndarray
+
+    def slice(self, first: int, last: int) -> str:
+        """The text of the words first to last - 1, without white space at its end."""
+        return self.text[self.chars[first]:self.chars[last]].rstrip()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A slice of a text.
+
+    Attributes:
+        text: The slice.
+        ids: (T,) int32 the tokens that it has in the whole text; of a part of a word, those that it has on its own.
+    """
+
+    text: str
+    ids: np.ndarray
+
+
+class Splitter:
+    """Cuts texts as a tokenizer reads them.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+
+    Raises:
+        DataError: If it is a slow one, which does not say where its tokens come from.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise DataError(f"Splitting needs a fast tokenizer, which knows where its tokens come from; {type(tokenizer).__name__} is a slow one. "
+                            "Load it with AutoTokenizer.from_pretrained(name).")
+        plain = json.loads(backend.to_str())
+        plain.update(post_processor=None, truncation=None, padding=None)        # the first would trim spaces off the offsets
+        self.backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        # whether a word in the middle has other tokens than the same word at the start of a text, as in byte-level BPE
+        self.spaced = self.backend.encode(" word").ids != self.backend.encode("word").ids
+
+    def ids(self, text: str) -> np.ndarray:
+        """(T,) int32 tokens of a text on its own."""
+        return np.array(self.backend.encode(text).ids, dtype=np.int32)
+
+    def words(self, texts: Sequence[str]) -> list[Words]:
+        """Tokenises texts, each once."""
+        return [self._words(text, encoding) for text, encoding in zip(texts, self.backend.encode_batch(list(texts)), strict=True)]
+
+    @staticmethod
+    def _words(text: str, encoding: Any) -> Words:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        number = np.array([-2 - i if word is None else word for i, word in enumerate(encoding.word_ids)], dtype=np.int64)
+        token_chars = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+        new = np.flatnonzero(np.diff(number, prepend=-1)) if len(ids) else np.empty(0, dtype=np.int64)
+        return Words(text, ids, np.append(new, len(ids)), np.append(token_chars[new], len(text)), token_chars)
+
+    def windows(self, words: Words, length: int, stride: int, first: int = 0) -> Iterator[Window]:
+        """Windows of at most ``length`` tokens, each from about ``stride`` tokens after the one before; together they hold every word.
+
+        Args:
+            words: What ``words`` made of a text.
+            length: The most tokens of a window.
+            stride: The most tokens from one start to the next; not above ``length``.
+            first: The word with which the first window begins.
+
+        Yields:
+            At least one window; a text without words gives an empty one.
+        """
+        starts, last = words.starts, len(words.starts) - 1
+        if first >= last:
+            yield Window("", words.ids[:0])
+            return
+        at = first
+        while True:
+            end = int(np.searchsorted(starts, starts[at] + length, side="right")) - 1
+            if end == at:                                   # a word that is longer than a window
+                yield from self._parts(words, at, length)
+                end = following = at + 1
+            else:
+                yield self._window(words, at, end)
+                following = max(at + 1, int(np.searchsorted(starts, starts[at] + stride, side="right")) - 1)
+            if end >= last:
+                return
+            at = following
+
+    def _window(self, words: Words, first: int, last: int) -> Window:
+        """The words first to last - 1, without words of white space at the end, which would be read differently there."""
+        while last > first + 1 and words.text[words.chars[last - 1]:words.chars[last]].isspace():
+            last -= 1
+        return Window(words.slice(first, last), words.ids[words.starts[first]:words.starts[last]])
+
+    def _parts(self, words: Words, word: int, length: int) -> Iterator[Window]:
+        """One long word in parts that have at most ``length`` tokens on their own."""
+        chars = np.unique(words.token_chars[words.starts[word]:words.starts[word + 1]])
+        ends = np.append(chars[1:], max(words.chars[word + 1], chars[-1] + 1))
+        at, low = int(words.chars[word]), 0
+        while low < len(ends):
+            high = min(low + length, len(ends))
+            while True:
+                part = words.text[at:ends[high - 1]]
+                ids = self.ids(part)
+                if len(ids) <= length or high == low + 1:
+                    break
+                high = max(low + 1, low + (high - low) * length // (len(ids) + 1))
+            yield Window(part, ids[:length])
+            at, low = int(ends[high - 1]), high
+
+
+def check_sizes(length: int, stride: int, who: str) -> None:
+    """Refuses windows that would leave words out.
+
+    Raises:
+        ValueError: If the length is too small, or the stride is not in 1 to ``length``.
+    """
+    if length < LEAST:
+        raise ValueError(f"{who}: length={length} is too short: a window needs at least {LEAST} tokens, which one character may have.")
+    if not 1 <= stride <= length:
+        raise ValueError(f"{who}: stride={stride} must be from 1 to length={length}: a longer one would leave words out of every passage.")
