@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import datasets, errors, losses, strategies
+    from . import datasets, errors, losses, passages, strategies
     from .distiller import Distiller
     from .loading import load
     from .rankers import BertDot, CrossEncoder, Ranker
-    from .sampling import Sampler
+    from .sampling import KeepTop, Sampler
     from .stages import Stage
     from .strategies import Strategy
     from .teachers import Ensemble, Teacher
 
-_MODULES = ("datasets", "errors", "losses", "strategies")
+_MODULES = ("datasets", "errors", "losses", "passages", "strategies")
 _NAMES = {
-    "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "Ranker": "rankers", "Sampler": "sampling",
+    "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "KeepTop": "sampling", "Ranker": "rankers", "Sampler": "sampling",
     "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
 }
 
 __all__ = [
-    "BertDot", "CrossEncoder", "Distiller", "Ensemble", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
-    "datasets", "errors", "load", "losses", "strategies",
+    "BertDot", "CrossEncoder", "Distiller", "Ensemble", "KeepTop", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
+    "datasets", "errors", "load", "losses", "passages", "strategies",
 ]
 
 

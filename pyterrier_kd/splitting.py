@@ -38,10 +38,6 @@ class Words:
     chars: np.ndarray
     token_chars: np.ndarray
 
-    def slice(self, first: int, last: int) -> str:
-        """The text of the words first to last - 1, without white space at its end."""
-        return self.text[self.chars[first]:self.chars[last]].rstrip()
-
 
 @dataclass(frozen=True)
 class Window:
@@ -50,10 +46,12 @@ class Window:
     Attributes:
         text: The slice.
         ids: (T,) int32 the tokens that it has in the whole text; of a part of a word, those that it has on its own.
+        start: Where the slice starts in the text.
     """
 
     text: str
     ids: np.ndarray
+    start: int
 
 
 class Splitter:
@@ -74,12 +72,14 @@ class Splitter:
         plain = json.loads(backend.to_str())
         plain.update(post_processor=None, truncation=None, padding=None)        # the first would trim spaces off the offsets
         self.backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        # whether a word in the middle has other tokens than the same word at the start of a text, as in byte-level BPE
+        # in byte-level BPE a word owns the space before it: it has other tokens where there is none. Some put one before every text.
         self.spaced = self.backend.encode(" word").ids != self.backend.encode("word").ids
+        parts = plain["pre_tokenizer"] or {}
+        self.prefixed = any(p["type"] == "ByteLevel" and p["add_prefix_space"] for p in parts.get("pretokenizers", [parts]) if p)
 
-    def ids(self, text: str) -> np.ndarray:
-        """(T,) int32 tokens of a text on its own."""
-        return np.array(self.backend.encode(text).ids, dtype=np.int32)
+    def ids(self, text: str, behind: bool = False) -> np.ndarray:
+        """(T,) int32 tokens of a text on its own, or behind a space."""
+        return np.array(self.backend.encode(" " + text if behind and self.spaced else text).ids, dtype=np.int32)
 
     def words(self, texts: Sequence[str]) -> list[Words]:
         """Tokenises texts, each once."""
@@ -93,7 +93,7 @@ class Splitter:
         new = np.flatnonzero(np.diff(number, prepend=-1)) if len(ids) else np.empty(0, dtype=np.int64)
         return Words(text, ids, np.append(new, len(ids)), np.append(token_chars[new], len(text)), token_chars)
 
-    def windows(self, words: Words, length: int, stride: int, first: int = 0) -> Iterator[Window]:
+    def windows(self, words: Words, length: int, stride: int, first: int = 0, behind: bool = False) -> Iterator[Window]:
         """Windows of at most ``length`` tokens, each from about ``stride`` tokens after the one before; together they hold every word.
 
         Args:
@@ -101,47 +101,61 @@ class Splitter:
             length: The most tokens of a window.
             stride: The most tokens from one start to the next; not above ``length``.
             first: The word with which the first window begins.
+            behind: Whether windows will be read behind something else and a space.
 
         Yields:
             At least one window; a text without words gives an empty one.
         """
-        starts, last = words.starts, len(words.starts) - 1
-        if first >= last:
-            yield Window("", words.ids[:0])
-            return
-        at = first
-        while True:
+        bounds = self._bounds(words, first, behind)
+        starts, at, found = words.starts[bounds], 0, False
+        while at < len(bounds) - 1:
             end = int(np.searchsorted(starts, starts[at] + length, side="right")) - 1
             if end == at:                                   # a word that is longer than a window
-                yield from self._parts(words, at, length)
+                made = self._parts(words, int(bounds[at]), int(bounds[at + 1]), length, behind)
                 end = following = at + 1
             else:
-                yield self._window(words, at, end)
+                made = iter([self._window(words, int(bounds[at]), int(bounds[end]))])
                 following = max(at + 1, int(np.searchsorted(starts, starts[at] + stride, side="right")) - 1)
-            if end >= last:
-                return
-            at = following
+            for window in made:
+                if window.text:                             # none of white space alone
+                    found = True
+                    yield window
+            at = following if end < len(bounds) - 1 else end
+        if not found:
+            yield Window("", words.ids[:0], len(words.text))
 
-    def _window(self, words: Words, first: int, last: int) -> Window:
+    def _bounds(self, words: Words, first: int, behind: bool) -> np.ndarray:
+        """The words with which a window may begin, and the end: all, or those with a space of their own where only these are read alike."""
+        numbers = np.arange(first, len(words.starts))
+        if not (self.prefixed or (self.spaced and behind)):
+            return numbers
+        own = np.array([words.text[c] == " " for c in words.chars[first:-1]], dtype=bool)
+        own[:1] = True
+        return numbers[np.append(own, True)]
+
+    @staticmethod
+    def _window(words: Words, first: int, last: int) -> Window:
         """The words first to last - 1, without words of white space at the end, which would be read differently there."""
-        while last > first + 1 and words.text[words.chars[last - 1]:words.chars[last]].isspace():
+        text = words.text[words.chars[first]:words.chars[last]].rstrip()
+        end = words.chars[first] + len(text)
+        while last > first and words.chars[last - 1] >= end:
             last -= 1
-        return Window(words.slice(first, last), words.ids[words.starts[first]:words.starts[last]])
+        return Window(text, words.ids[words.starts[first]:words.starts[last]], int(words.chars[first]))
 
-    def _parts(self, words: Words, word: int, length: int) -> Iterator[Window]:
-        """One long word in parts that have at most ``length`` tokens on their own."""
-        chars = np.unique(words.token_chars[words.starts[word]:words.starts[word + 1]])
-        ends = np.append(chars[1:], max(words.chars[word + 1], chars[-1] + 1))
-        at, low = int(words.chars[word]), 0
+    def _parts(self, words: Words, first: int, last: int, length: int, behind: bool) -> Iterator[Window]:
+        """The words first to last - 1, which are one long word, in parts that have at most ``length`` tokens on their own."""
+        chars = np.unique(words.token_chars[words.starts[first]:words.starts[last]])
+        ends = np.append(chars[1:], max(words.chars[last], chars[-1] + 1))
+        at, low = int(words.chars[first]), 0
         while low < len(ends):
             high = min(low + length, len(ends))
             while True:
-                part = words.text[at:ends[high - 1]]
-                ids = self.ids(part)
+                part = words.text[at:ends[high - 1]].rstrip()
+                ids = self.ids(part.removeprefix(" "), True) if behind else self.ids(part)
                 if len(ids) <= length or high == low + 1:
                     break
                 high = max(low + 1, low + (high - low) * length // (len(ids) + 1))
-            yield Window(part, ids[:length])
+            yield Window(part, ids[:length], at)
             at, low = int(ends[high - 1]), high
 
 

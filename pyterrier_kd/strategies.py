@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .losses import MSE, HardLabels, Loss, MarginMSE, RankNet, SoftLabels, WeightedRankNet
+from .losses import MSE, Attention, Embedding, HardLabels, Hidden, Loss, MarginMSE, RankNet, SoftLabels, WeightedRankNet
 from .sampling import Sampler
 from .stages import Stage
 
@@ -33,21 +33,33 @@ class Strategy:
         if not self.stages or not all(isinstance(s, Stage) for s in self.stages):
             raise ValueError(f"Strategy({self.name!r}) needs at least one Stage, and nothing else, in stages=.")
 
-    def with_settings(self, **settings: Any) -> Strategy:
-        """The same strategy with some settings of every stage replaced; None leaves a setting as it is."""
+    def with_settings(self, stage: str | None = None, **settings: Any) -> Strategy:
+        """The same strategy with some settings replaced; None leaves a setting as it is.
+
+        Args:
+            stage: The name of the one stage that is changed. Default None: every stage.
+            **settings: Settings of ``Stage``.
+
+        Raises:
+            ValueError: If no stage has this name.
+        """
+        names = [s.name for s in self.stages]
+        if stage not in (None, *names):
+            raise ValueError(f"{self.name} has the stages {names}, not {stage!r}.")
         given = {k: v for k, v in settings.items() if v is not None}
         if "epochs" in given:
             given.setdefault("steps", None)     # a stage's own number of steps would win otherwise
-        return replace(self, stages=tuple(replace(s, **given) for s in self.stages))
+        return replace(self, stages=tuple(replace(s, **given) if stage in (None, s.name) else s for s in self.stages))
 
     def __repr__(self) -> str:
         lines = [f"{self.name}: {len(self.stages)} stage{'s' if len(self.stages) > 1 else ''}"]
         for i, s in enumerate(self.stages, start=1):
             length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epoch{'s' if s.epochs != 1 else ''}"
             dropout = "the model's dropout" if s.dropout is None else f"dropout {s.dropout:g}"
+            seen = f"{s.batch_size} queries x {s.sampler.texts} texts a step" if s.corpus is None else f"{s.batch_size} texts of at most {s.length} tokens a step, from a corpus"
             lines.append(f"  {i}. {s.name}: L = {s.loss!r}")
-            lines.append(f"     {length}, learning rate {s.learning_rate:g} ({s.schedule}, warm-up {s.warmup:g}), "
-                         f"{s.batch_size} queries x {s.sampler.texts} texts a step, {dropout}")
+            lines.append(f"     {length}, learning rate {s.learning_rate:g} ({s.schedule}, warm-up {s.warmup:g}), {seen}, {dropout}"
+                         + (f", teacher {s.teacher!r}" if s.teacher is not None else ""))
         return "\n".join(lines)
 
 
@@ -81,19 +93,6 @@ def rank_only(texts: int = 8) -> Strategy:
     return single("rank_only", RankNet(order="teacher"), texts)
 
 
-def standard_kd(alpha: float = 0.5, temperature: float = 1.0, texts: int = 2) -> Strategy:
-    """Alpha * L_soft + (1 - alpha) * L_hard (arXiv:2009.07531, section 4; its grid: T in 1, 5, 10, alpha in 0.2, 0.5, 0.7).
-
-    Args:
-        alpha: Weight of the teacher's soft labels in [0, 1]. Default 0.5.
-        temperature: Of the soft labels. Default 1.
-        texts: Texts a query. Default 2.
-    """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"standard_kd(alpha={alpha}) must be in [0, 1].")
-    return single("standard_kd", alpha * SoftLabels(temperature=temperature) + (1 - alpha) * HardLabels(), texts)
-
-
 def fine_tune(loss: Loss | None = None, texts: int = 2) -> Strategy:
     """Training on labels, without a teacher: RankNet as in arXiv:2010.02666, or another loss over labels.
 
@@ -102,6 +101,101 @@ def fine_tune(loss: Loss | None = None, texts: int = 2) -> Strategy:
         texts: Texts a query. Default 2.
     """
     return single("fine_tune", loss or RankNet(), texts)
+
+
+# ---------------------------------------------------------------------- same-architecture distillation
+
+LAYERS = Attention() + Hidden() + Embedding()       # unweighted, as in the papers
+
+# arXiv:2009.07531, section 4: two epochs over 9 pairs a query (3.3 million pairs of 367,013 queries) are 9 passes over pairs of texts.
+WITH_LAYERS = Stage(LAYERS, epochs=9, learning_rate=5e-5, batch_size=32, sampler=Sampler(texts=2))             # 64 pairs a step
+SCORES_ONLY = Stage(SoftLabels(), epochs=9, learning_rate=1e-6, batch_size=64, sampler=Sampler(texts=2))       # 128 pairs a step
+
+
+def standard_kd(alpha: float = 0.5, temperature: float = 1.0, texts: int = 2) -> Strategy:
+    """Standard KD, alpha * L_soft + (1 - alpha) * L_hard (arXiv:2009.07531, section 4; its grid: T in 1, 5, 10, alpha in 0.2, 0.5, 0.7).
+
+    Args:
+        alpha: Weight of the teacher's soft labels in [0, 1]. Default 0.5.
+        temperature: Of the soft labels. Default 1.
+        texts: Texts a query. Default 2.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"standard_kd(alpha={alpha}) must be in [0, 1].")
+    return single("standard_kd", alpha * SoftLabels(temperature=temperature) + (1 - alpha) * HardLabels(), texts, SCORES_ONLY)
+
+
+def tinybert(corpus: Any = None, encoder: Any = None, *, hard_label: bool = False, one_step: bool = False) -> Strategy:
+    """TinyBERT for ranking (arXiv:1909.10351, with the settings of arXiv:2009.07531): layers first, then scores.
+
+    With a corpus a general stage comes first, in which the layers of a pre-trained encoder are learned on plain texts. Without one, start from
+    a student that has seen it, such as a general TinyBERT checkpoint or the first layers of the teacher (``CrossEncoder.tiny_bert``).
+
+    Args:
+        corpus: Texts for the general stage; see ``Stage``. Default None: no general stage.
+        encoder: The pre-trained encoder that teaches the general stage, a ranker; its head is not used.
+        hard_label: Whether the labels teach too ("+ hard label"). Default False.
+        one_step: Whether layers and scores are learned at once ("+ one step"). Default False.
+    """
+    name = "tinybert" + (" + hard label" if hard_label else "") + (" + one step" if one_step else "")
+    return Strategy(name, (*general_stage(corpus, encoder), *task_stages(hard_label, one_step, WITH_LAYERS, SCORES_ONLY)))
+
+
+def simplified_tinybert(corpus: Any = None, encoder: Any = None) -> Strategy:
+    """Simplified TinyBERT: TinyBERT with hard labels in one step (arXiv:2009.07531, eq. 2). See ``tinybert``."""
+    return replace(tinybert(corpus, encoder, hard_label=True, one_step=True), name="simplified_tinybert")
+
+
+# arXiv:2007.11088 distils as TinyBERT does; rates and lengths here are those that TinyBERT's public code recommends for a task.
+TASK_LAYERS = Stage(LAYERS, epochs=10, learning_rate=5e-5, batch_size=16, sampler=Sampler(texts=2))            # 32 pairs a step
+TASK_SCORES = Stage(SoftLabels(), epochs=3, learning_rate=3e-5, batch_size=16, sampler=Sampler(texts=2))
+
+
+def ranker_distill() -> Strategy:
+    """Ranker Distill (arXiv:2007.11088): a student, random in the paper, learns a ranker's layers, then its scores."""
+    return Strategy("ranker_distill", task_stages(False, False, TASK_LAYERS, TASK_SCORES))
+
+
+def lm_distill(corpus: Any, encoder: Any) -> Strategy:
+    """LM Distill (arXiv:2007.11088): the student learns the layers of a pre-trained encoder on plain texts; TinyBERT's general stage.
+
+    Args:
+        corpus: The texts; see ``Stage``.
+        encoder: The pre-trained encoder, a ranker; its head is not used.
+    """
+    return Strategy("lm_distill", general_stage(corpus, encoder))
+
+
+def lm_distill_fine_tune(corpus: Any, encoder: Any) -> Strategy:
+    """LM Distill + Fine-Tuning (arXiv:2007.11088): ``lm_distill``, then training on labels, which needs no ranker as teacher."""
+    return Strategy("lm_distill_fine_tune", (*general_stage(corpus, encoder), replace(TASK_SCORES, loss=HardLabels(), name="fine_tune")))
+
+
+def lm_distill_ranker_distill(corpus: Any, encoder: Any) -> Strategy:
+    """LM Distill + Ranker Distill (arXiv:2007.11088): ``lm_distill``, then ``ranker_distill``."""
+    return Strategy("lm_distill_ranker_distill", (*general_stage(corpus, encoder), *ranker_distill().stages))
+
+
+def general_stage(corpus: Any, encoder: Any) -> tuple[Stage, ...]:
+    """TinyBERT's general distillation: 3 epochs over texts of 128 tokens, 256 a step (arXiv:1909.10351); () without a corpus.
+
+    Raises:
+        ValueError: If only one of the two is given.
+    """
+    if (corpus is None) != (encoder is None):
+        raise ValueError("A general stage needs both a corpus= of texts and an encoder= whose layers are learned on it, "
+                         f"a ranker made from a pre-trained model; {'encoder' if encoder is None else 'corpus'} is missing.")
+    if corpus is None:
+        return ()
+    return (Stage(LAYERS, epochs=3, learning_rate=5e-5, batch_size=256, corpus=corpus, length=128, teacher=encoder, name="general"),)
+
+
+def task_stages(hard_label: bool, one_step: bool, layers: Stage, scores: Stage) -> tuple[Stage, ...]:
+    """The stages over queries: layers, then scores; or both at once, with the settings of the first."""
+    prediction = SoftLabels() + HardLabels() if hard_label else SoftLabels()
+    if one_step:
+        return (replace(layers, loss=LAYERS + prediction, name="layers and prediction"),)
+    return replace(layers, schedule="constant", warmup=0.0, name="layers"), replace(scores, loss=prediction, name="prediction")
 
 
 def as_strategy(strategy: Strategy | Stage | Iterable[Stage] | Loss | None) -> Strategy:

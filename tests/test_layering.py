@@ -18,12 +18,13 @@ LAYERS = [
     ["errors", "signals"],
     ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "groups", "stages"],
     ["rankers", "training"],
-    ["strategies", "teachers", "teacher_signals", "loading", "datasets"],
+    ["strategies", "teachers", "teacher_signals", "loading", "passages", "datasets"],
     ["fitting", "validation", "distiller"],
 ]
 WITHIN = {
     "losses": ["base", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
-    "rankers": ["shrink", "first_token", "taps", "base", "cross_encoder", "bert_dot"],
+    "rankers": ["shrink", "cost", "first_token", "taps", "base", "cross_encoder", "bert_dot"],
+    "passages": ["aggregate", "cutting", "fused", "split"],
     "datasets": ["functions", "pycode", "provider"],
 }
 SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot"}}

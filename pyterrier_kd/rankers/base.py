@@ -29,6 +29,7 @@ from ..formats.checkpoints import METADATA, atomic_folder, model_limit, read_jso
 from ..frames import TextFields, explained, fields_of, require_strings, row_texts
 from ..signals import Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
 from ..tokens import Template, TokenTable, assemble, tokenise, tokenizer_fingerprint
+from .cost import Cost, cost_of
 from .taps import kinds_of, listening
 
 NO_LAYERS: LayerNumbers = {}
@@ -113,8 +114,16 @@ class Ranker(pt.Transformer, ABC):
         """Whatever the distinct queries of a frame are turned into before any row is scored."""
 
     @abstractmethod
-    def _prepare_texts(self, texts: list[str]) -> Any:
-        """Whatever the distinct texts of a window are turned into."""
+    def _tokenise_texts(self, texts: Sequence[str]) -> TokenTable:
+        """The tokens of texts, with the prompt, cut to the model's limit."""
+
+    @abstractmethod
+    def _prepare_texts(self, table: TokenTable) -> Any:
+        """Whatever the tokens of the distinct texts of a window are turned into."""
+
+    @abstractmethod
+    def room(self, queries: Sequence[str]) -> np.ndarray:
+        """(N,) the tokens that are left for a text, its prompt included, beside each query."""
 
     @abstractmethod
     def _cut_texts(self, queries: Any, query_rows: np.ndarray, texts: Any, text_rows: np.ndarray) -> int:
@@ -148,10 +157,33 @@ class Ranker(pt.Transformer, ABC):
             prepared = self._prepare_queries(list(distinct_queries)) if len(scores) else None
             for rows in scoring.windows(text_codes):
                 codes, local = np.unique(text_codes[rows], return_inverse=True)
-                side = self._prepare_texts(list(distinct_texts[codes]))
+                side = self._prepare_texts(self._tokenise_texts(list(distinct_texts[codes])))
                 cut += self._cut_texts(prepared, query_codes[rows], side, local)
                 scores[rows] = self._score_rows(prepared, query_codes[rows], side, local, bar.update)
         self._report_cut(cut, len(distinct_texts))
+        return self._finite(scores)
+
+    @contextlib.contextmanager
+    def scoring_tokens(self, queries: list[str]) -> Iterator[Callable[[np.ndarray, TokenTable, np.ndarray], np.ndarray]]:
+        """Within the block, a function that scores texts given as tokens, which fit beside their queries.
+
+        Args:
+            queries: The distinct queries.
+
+        Yields:
+            A function of (N,) numbers of queries, a table of tokens and (N,) rows of it, which returns (N,) float32 scores.
+        """
+        with self._inference():
+            prepared = self._prepare_queries(queries)
+
+            def score(query_rows: np.ndarray, table: TokenTable, text_rows: np.ndarray) -> np.ndarray:
+                with pt.tqdm(total=len(query_rows), desc=type(self).__name__, unit="pair", disable=not self.verbose) as bar:
+                    return self._finite(self._score_rows(prepared, query_rows, self._prepare_texts(table), text_rows, bar.update))
+
+            yield score
+
+    def _finite(self, scores: np.ndarray) -> np.ndarray:
+        """Refuses scores that are no numbers."""
         if not np.isfinite(scores).all():
             raise DataError(f"{self!r} gave {int((~np.isfinite(scores)).sum())} scores of {len(scores)} that are not finite: "
                             "its weights are damaged, or its dtype is too narrow (dtype=None computes in float32).")
@@ -246,7 +278,7 @@ class Ranker(pt.Transformer, ABC):
         if cut and not self._cut_reported:
             self._cut_reported = True
             warnings.warn(f"{self!r}: {cut} of {total} texts are longer than the model takes and were cut (reported once). "
-                          "For long documents, split them into passages first: pt.text.sliding(...) >> ranker >> pt.text.max_passage().",
+                          "For long documents, split them into passages: kd.passages.split(ranker) >> ranker >> kd.passages.max_passage().",
                           stacklevel=4)
 
     # ------------------------------------------------------------------ identity
@@ -319,6 +351,10 @@ class Ranker(pt.Transformer, ABC):
     @abstractmethod
     def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
         """The torch module of ``shrink``."""
+
+    def cost(self, tokens: int = 256) -> Cost:
+        """Parameters, and multiply-adds for one row of ``tokens`` tokens: a pair where query and text are read together, else one side. See ``Cost``."""
+        return cost_of(self.model, self.encoder, tokens)
 
     def save(self, path: str | Path) -> Path:
         """Writes a folder that is a Hugging Face model folder and a PyTerrier artifact.

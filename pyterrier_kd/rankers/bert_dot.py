@@ -190,8 +190,14 @@ class BertDot(Ranker):
     def _prepare_queries(self, queries: list[str]) -> np.ndarray:
         return self._encode(self._table(queries, self.query_length, self.query_prompt)) * np.float32(self.scale)
 
-    def _prepare_texts(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        table = self._table(texts, self.doc_length, self.text_prompt)
+    def room(self, queries: Sequence[str]) -> np.ndarray:
+        """(N,) the tokens of a text, whatever the query; see ``Ranker.room``."""
+        return np.full(len(queries), self.doc_length - self.template.special)
+
+    def _tokenise_texts(self, texts: Sequence[str]) -> TokenTable:
+        return self._table(texts, self.doc_length, self.text_prompt)
+
+    def _prepare_texts(self, table: TokenTable) -> tuple[np.ndarray, int]:
         return self._encode(table), table.cut
 
     def _cut_texts(self, queries: np.ndarray, query_rows: np.ndarray, texts: tuple[np.ndarray, int], text_rows: np.ndarray) -> int:
@@ -269,7 +275,7 @@ class BertDot(Ranker):
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
         """Tokenises queries and texts; see ``Ranker.tokens``."""
-        table = self._table(texts, self.doc_length, self.text_prompt)
+        table = self._tokenise_texts(texts)
         self._report_cut(table.cut, len(texts))
         return Tokens(self._table(queries, self.query_length, self.query_prompt), table)
 

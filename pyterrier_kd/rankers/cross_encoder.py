@@ -28,7 +28,7 @@ from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
 from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
 from .first_token import HEADS, first_token_only
-from .shrink import shrunk
+from .shrink import parsed_shape, random_model, shrunk
 from .taps import listening, reach
 
 
@@ -95,7 +95,15 @@ class CrossEncoder(Ranker):
         check_room(queries, table.lengths, self.template.special, self.max_length, repr(self))
         return table
 
-    def _prepare_texts(self, texts: list[str]) -> TokenTable:
+    def room(self, queries: Sequence[str]) -> np.ndarray:
+        """(N,) the tokens that are left for a text beside each query; see ``Ranker.room``."""
+        left: np.ndarray = self.max_length - self.template.special - self._prepare_queries(list(queries)).lengths
+        return left
+
+    def _prepare_texts(self, table: TokenTable) -> TokenTable:
+        return table
+
+    def _tokenise_texts(self, texts: Sequence[str]) -> TokenTable:
         return tokenise(self.tokenizer, texts, self.max_length - self.template.special, self.text_prompt)
 
     def _cut_texts(self, queries: TokenTable, query_rows: np.ndarray, texts: TokenTable, text_rows: np.ndarray) -> int:
@@ -141,7 +149,7 @@ class CrossEncoder(Ranker):
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
         """Tokenises queries and texts; see ``Ranker.tokens``."""
-        table = self._prepare_texts(list(texts))
+        table = self._tokenise_texts(list(texts))
         self._report_cut(table.cut, len(texts))
         return Tokens(self._prepare_queries(list(queries)), table)
 
@@ -165,6 +173,40 @@ class CrossEncoder(Ranker):
         return Signals(scores_of(shaped), logits=shaped, layers=tuple(heard for _, heard in said if heard is not None), who=type(self).__name__)
 
     # ------------------------------------------------------------------ copies and folders
+
+    @classmethod
+    def tiny_bert(cls, shape: str, teacher: CrossEncoder, init: str | Path | Sequence[int] = "random", seed: int = 0) -> CrossEncoder:
+        """A student of one of TinyBERT's shapes, which reads what the teacher reads.
+
+        Args:
+            shape: Layers and hidden size, such as "L3_H384", "L4_H312", "L6_H384", "L3_H768" or "L6_H768". It has as many
+                heads as the teacher, and four times its hidden size inside (1,200 for 312, as the published ones).
+            teacher: Gives tokenizer, settings and kind of model, and for some values of ``init`` the weights.
+            init: "random" (default); "first", the teacher's first layers; "strided", evenly spaced ones, the first and the last among them; a
+                list of teacher layers; or the folder or hub name of a general TinyBERT of this shape. A narrower student keeps, of
+                every head, the first dimensions.
+            seed: Of random weights. Default 0.
+
+        Raises:
+            ValueError: If the shape does not fit the teacher, or ``init`` the shape.
+        """
+        layers, hidden = parsed_shape(shape)
+        if isinstance(init, Path) or (isinstance(init, str) and init not in ("random", "first", "strided")):
+            student = cls(init, classes=teacher.classes, max_length=teacher.max_length, query_length=teacher.query_length, text_field=teacher.text_field,
+                          query_prompt=teacher.query_prompt, text_prompt=teacher.text_prompt, texts=teacher.texts, device=teacher.device)
+            found = student.encoder.config
+            if (found.num_hidden_layers, found.hidden_size) != (layers, hidden):
+                raise ValueError(f"tiny_bert({shape!r}, init={str(init)!r}): this checkpoint is L{found.num_hidden_layers}_H{found.hidden_size}.")
+            return student
+        if init == "random":
+            student = teacher.shrink()
+            student.model = random_model(teacher.model, layers, hidden, seed).to(teacher.device).eval()
+            student.head_, student.metadata_ = "new", {"random": shape}
+            return student
+        named = list(range(layers)) if init in ("first", "strided") else [int(i) for i in init]
+        if len(named) != layers:
+            raise ValueError(f"tiny_bert({shape!r}, init={named}) names {len(named)} teacher layers for {layers}.")
+        return teacher.shrink(layers if init == "strided" else named, None if hidden == teacher.encoder.config.hidden_size else hidden)
 
     def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
         model: torch.nn.Module = shrunk(self.model, layers, hidden)

@@ -7,6 +7,7 @@ dimensions for the residual stream and for the inside of the heads, so that one 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,41 @@ def shrunk(model: Any, layers: int | Sequence[int] | None, hidden: int | None) -
                 source = f"{name}.{kept[int(i)]}.{rest}"
             value.copy_(index.cut(state[source], value.shape))
     return small.eval()
+
+
+def parsed_shape(shape: str) -> tuple[int, int]:
+    """The layers and the hidden size of a shape such as "L3_H384".
+
+    Raises:
+        ValueError: If it is not written like that.
+    """
+    match = re.fullmatch(r"L([1-9]\d*)_H([1-9]\d*)", shape)
+    if match is None:
+        raise ValueError(f"{shape!r} is no shape: it is written L<layers>_H<hidden size>, such as 'L3_H384'.")
+    return int(match[1]), int(match[2])
+
+
+def random_model(model: Any, layers: int, hidden: int, seed: int) -> Any:
+    """A model of the same kind as ``model`` with random weights.
+
+    Args:
+        model: A transformers model.
+        layers: Its number of layers, at most as many as ``model`` has.
+        hidden: Its hidden size, at most that of ``model`` and a multiple of its heads.
+        seed: Of the weights.
+    """
+    config = copy.deepcopy(model.config)
+    depth = config.num_hidden_layers
+    if layers > depth:
+        raise ValueError(f"A student of {layers} layers is deeper than the teacher's {depth}: pass at most {depth}.")
+    cut_config(config, range(layers), depth, hidden)
+    for key in ("intermediate_size", "hidden_dim"):
+        if isinstance(getattr(config, key, None), int):
+            setattr(config, key, {312: 1200}.get(hidden, 4 * hidden))
+            break
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return type(model)(config).eval()
 
 
 def cut_config(config: Any, kept: Sequence[int], depth: int, hidden: int | None) -> None:
