@@ -8,7 +8,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_kd.datasets import KDDatasets, PyCode, functions, identifiers_split, pycode
+from pyterrier_kd.datasets import KDDatasets, PyCode, PyCodeModules, functions, identifiers_split, pycode
 
 SOURCE = '''
 import os
@@ -71,7 +71,7 @@ def package(tmp_path) -> Path:
     (root / "broken.py").write_text("def f(:\n")
     (root / "tests" / "test_mod.py").write_text(SOURCE)
     for i in range(60):
-        (root / f"m{i}.py").write_text(f'def function_{i}(a):\n    """Computes the number {i} of the long list."""\n    b = a + {i}\n    c = b\n    d = c\n    return d\n')
+        (root / f"m{i}.py").write_text(f'X = {i}\ndef function_{i}(a):\n    """Computes the number {i} of the long list."""\n    b = a + {i}\n    c = b\n    d = c\n    return d\n')
     return root
 
 
@@ -82,7 +82,7 @@ def small(package, monkeypatch, tmp_path) -> PyCode:
 
 
 def test_functions_lose_their_docstrings_and_nothing_else(package) -> None:
-    found = {f.docno: f for f in functions.functions_of("pkg", package, package / "mod.py")}
+    found = {f.docno: f for f in functions.functions_of(functions.source_of("pkg", package, package / "mod.py"))}
     assert sorted(found) == ["pkg.mod.Thing.later", "pkg.mod.Thing.value", "pkg.mod.conditional", "pkg.mod.documented"]
     assert found["pkg.mod.documented"].summary == "Adds the two numbers that it is given together."
     assert found["pkg.mod.documented"].text == ('def documented(a, b):\n    c = a + b\n    # a comment\n    text = """not a docstring, so it stays where it is"""\n'
@@ -91,7 +91,7 @@ def test_functions_lose_their_docstrings_and_nothing_else(package) -> None:
     assert found["pkg.mod.Thing.later"].text == "async def later(self): ; return [\n    1,\n    2,\n    3,\n    4]"
     assert found["pkg.mod.conditional"].text.startswith("def conditional(é):\n    ; é += 1\n    b = é")
     assert found["pkg.mod.documented"].line == 4
-    assert list(functions.functions_of("pkg", package, package / "broken.py")) == []
+    assert functions.source_of("pkg", package, package / "broken.py") is None
     assert package / "tests" / "test_mod.py" not in functions.source_files(package)
 
 
@@ -111,6 +111,28 @@ def test_the_collection_through_pyterrier(small) -> None:
     assert small.get_corpus_lang() == small.get_topics_lang() == "en"
 
 
+def test_whole_modules_as_documents(small, package) -> None:
+    modules = PyCodeModules(small.home)
+    (package / "copy1.py").write_text("a = 1\nb = 2\nc = 3\nd = 4\ne = 5\n")
+    (package / "copy2.py").write_text("a = 1\nb = 2\nc = 3\nd = 4\n\ne = 5\n")
+    docs = {d["docno"]: d["text"] for d in modules.get_corpus_iter(verbose=False)}
+    assert "pkg.mod" in docs
+    assert not {"pkg", "pkg.copy1", "pkg.copy2"} & set(docs)       # too short, or of a source that another has too
+    assert "docstring" not in docs["pkg.mod"].replace("not a docstring", "").lower()
+    functions_of = {d["docno"]: d["text"] for d in small.get_corpus_iter(verbose=False)}
+    found = 0
+    for split in ("train", "valid", "test"):
+        topics, qrels = modules.get_topicsqrels(split)
+        assert list(topics.columns) == ["qid", "query", "summary", "function", "begins"]
+        assert set(qrels["docno"]) <= set(docs)
+        assert set(topics["qid"]) <= set(small.get_topics(split)["qid"])
+        for function, begins, docno in zip(topics["function"], topics["begins"], qrels["docno"], strict=True):
+            after = " ".join(docs[docno].split()[begins:])
+            assert after.startswith(" ".join(functions_of[function].split()[:6]))
+            found += 1
+    assert found >= 1
+
+
 def test_texts_are_loaded_by_docno(small) -> None:
     docs = list(small.get_corpus_iter(verbose=False))
     frame = pd.DataFrame({"qid": "1", "docno": [docs[5]["docno"], docs[0]["docno"], docs[5]["docno"]], "url": ["a", "b", "c"]}, index=[3, 3, 4])
@@ -128,14 +150,15 @@ def test_pyterrier_finds_it() -> None:
     dataset = pt.get_dataset("kd:pycode")
     assert isinstance(dataset, PyCode)
     assert repr(dataset) == "PyCode()"
-    assert list(KDDatasets().list_dataset_names()) == ["pycode"]
+    assert list(KDDatasets().list_dataset_names()) == ["pycode", "pycode/modules"]
+    assert repr(pt.get_dataset("kd:pycode/modules")) == "PyCodeModules()"
     with pytest.raises(KeyError):
         pt.get_dataset("kd:nothing")
 
 
 def test_duplicates_are_left_out() -> None:
     def function(name: str, text: str, summary: str) -> functions.Function:
-        return functions.Function(name, "m", "p", "m.py", 1, text, summary)
+        return functions.Function(name, "m", "p", "m.py", 1, text, summary, 0)
     rows = [function("a", "x", "one summary"), function("b", "y", "One  summary!"), function("c", "z", "another"), function("d", "Z ", "third"), function("e", "w", "fourth"),
             function("f", "v", "fifth"), function("f", "u", "sixth")]
     assert [f.docno for f in pycode.documents_of(rows)] == ["e"]

@@ -1,6 +1,6 @@
 """``pt.get_dataset("kd:...")``: collections that are on every machine where this package is installed."""
 
 from .functions import identifiers_split
-from .provider import KDDatasets, PyCode
+from .provider import KDDatasets, PyCode, PyCodeModules
 
-__all__ = ["KDDatasets", "PyCode", "identifiers_split"]
+__all__ = ["KDDatasets", "PyCode", "PyCodeModules", "identifiers_split"]

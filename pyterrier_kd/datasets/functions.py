@@ -1,7 +1,7 @@
 """Python functions and what their docstrings say of them, read from source files without importing anything.
 
-The document is a function's source with no docstring in it, its own or an inner one; the query is the first paragraph
-of its docstring. So the words of the query are not in the document, and a search has to match meaning with code.
+The document is a function's source, or its whole module's, with no docstring in it; the query is the first paragraph of the function's
+docstring. So the words of the query are not in the document, and a search has to match meaning with code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "idleli
 
 
 class Function(NamedTuple):
-    """A function: where it stands, its source without docstrings, and its summary."""
+    """A function: where it stands, its source without docstrings, its summary, and how many words of its module stand before it."""
 
     docno: str
     module: str
@@ -35,6 +35,26 @@ class Function(NamedTuple):
     line: int
     text: str
     summary: str
+    begins: int
+
+
+class Module(NamedTuple):
+    """A whole source file: its source without docstrings."""
+
+    docno: str
+    package: str
+    path: str
+    text: str
+
+
+class Source(NamedTuple):
+    """A source file that was read: where it stands, its lines, and what they say."""
+
+    module: str
+    package: str
+    path: str
+    lines: list[str]
+    tree: ast.Module
 
 
 def installed() -> dict[str, tuple[Path, str]]:
@@ -62,24 +82,37 @@ def source_files(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*.py") if not SKIPPED & set(p.relative_to(root).parts[:-1]))
 
 
-def functions_of(package: str, root: Path, file: Path) -> Iterator[Function]:
-    """The functions and methods of a source file that are long enough and have a summary; none of a file that is no Python of this version."""
+def source_of(package: str, root: Path, file: Path) -> Source | None:
+    """A source file, or None if it is no Python of this version."""
     try:
         source = file.read_text(encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # of invalid escapes in other people's code
             tree = ast.parse(source)
     except (SyntaxError, ValueError, OSError, RecursionError):
-        return
+        return None
     relative = file.relative_to(root)
     parts = [*([] if package == "python" else [package]), *relative.with_suffix("").parts]
-    module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    lines = source.splitlines()
-    for name, node in definitions(tree, ""):
+    return Source(".".join(parts[:-1] if parts[-1] == "__init__" else parts), package, relative.as_posix(), source.splitlines(), tree)
+
+
+def functions_of(source: Source) -> Iterator[Function]:
+    """The functions and methods of a source file that are long enough and have a summary."""
+    held = without_docstrings(source.lines, source.tree)
+    words, total = {}, 0
+    for number in range(1, len(source.lines) + 1):
+        words[number] = total
+        total += len(held.get(number, "").split())
+    for name, node in definitions(source.tree, ""):
         summary = summary_of(node)
-        text = without_docstrings(lines, node) if summary else ""
+        text = joined(without_docstrings(source.lines, node)) if summary else ""
         if text.count("\n") + 1 >= LEAST_LINES:
-            yield Function(f"{module}.{name}", module, package, relative.as_posix(), node.lineno, text, summary)
+            yield Function(f"{source.module}.{name}", source.module, source.package, source.path, node.lineno, text, summary, words[first_line(node)])
+
+
+def module_of(source: Source) -> Module:
+    """A source file as a document."""
+    return Module(source.module, source.package, source.path, joined(without_docstrings(source.lines, source.tree)))
 
 
 def definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
@@ -102,8 +135,8 @@ def statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def docstring_of(node: ast.AST) -> ast.Expr | None:
-    """The statement that is the docstring of a function or class."""
-    if not isinstance(node, Definition | ast.ClassDef) or not node.body:
+    """The statement that is the docstring of a function, class or module."""
+    if not isinstance(node, Definition | ast.ClassDef | ast.Module) or not node.body:
         return None
     first = node.body[0]
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
@@ -111,11 +144,16 @@ def docstring_of(node: ast.AST) -> ast.Expr | None:
     return None
 
 
-def without_docstrings(lines: list[str], node: Definition) -> str:
-    """The source of a function, decorators included, without its docstring and those within it."""
-    start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    assert node.end_lineno is not None
-    kept = dict(enumerate(lines[start - 1:node.end_lineno], start=start))
+def first_line(node: Definition) -> int:
+    """The number of a function's first line, decorators included."""
+    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
+
+
+def without_docstrings(lines: list[str], node: Definition | ast.Module) -> dict[int, str]:
+    """The lines of a function, decorators included, or of a module, by number: without docstrings, its own or those within it, and empty lines."""
+    start, end = (1, len(lines)) if isinstance(node, ast.Module) else (first_line(node), node.end_lineno)
+    assert end is not None
+    kept = dict(enumerate(lines[start - 1:end], start=start))
     for inner in statements(node):
         doc = docstring_of(inner)
         if doc is None:
@@ -128,7 +166,12 @@ def without_docstrings(lines: list[str], node: Definition) -> str:
         rest = (before + after).decode("utf-8", "replace")       # what shares the docstring's lines, as in `def f(): "doc"; return 1`
         if rest.strip(" \t;"):
             kept[doc.lineno] = rest
-    return inspect.cleandoc("\n" + "\n".join(line for _, line in sorted(kept.items()) if line.strip()))
+    return {number: line for number, line in sorted(kept.items()) if line.strip()}
+
+
+def joined(lines: dict[int, str]) -> str:
+    """Lines as a text that begins at the left."""
+    return inspect.cleandoc("\n" + "\n".join(lines.values()))
 
 
 def encoded(line: str) -> bytes:

@@ -1,4 +1,4 @@
-"""kd:pycode as a PyTerrier dataset: search the functions of the installed Python packages in plain English.
+"""kd:pycode as a PyTerrier dataset: search the functions, or the modules, of the installed Python packages in plain English.
 
 Built at first use from what is installed, in under a minute, and kept in PyTerrier's home under a name that
 changes with the packages.
@@ -32,13 +32,13 @@ class KDDatasets(pt.datasets.DatasetProvider):
         Raises:
             KeyError: If there is none.
         """
-        if name != "pycode":
+        if name not in DATASETS:
             raise KeyError(name)
-        return PyCode()
+        return DATASETS[name]()
 
     def list_dataset_names(self) -> Iterable[str]:
         """The names after the prefix."""
-        return ["pycode"]
+        return list(DATASETS)
 
 
 class PyCode(pt.datasets.Dataset):
@@ -51,11 +51,13 @@ class PyCode(pt.datasets.Dataset):
         home: Where it is kept. Default: in PyTerrier's home.
     """
 
+    name, documents = "kd:pycode", "docs.jsonl.gz"
+
     def __init__(self, home: str | Path | None = None) -> None:
         self.home = home
 
     def __repr__(self) -> str:
-        return "PyCode()"
+        return f"{type(self).__name__}()"
 
     def folder(self, verbose: bool = True) -> Path:
         """The folder that holds the collection, which is built if it is not there.
@@ -77,8 +79,8 @@ class PyCode(pt.datasets.Dataset):
         return path
 
     def _docs(self, verbose: bool = False) -> Iterator[dict[str, Any]]:
-        with gzip.open(self.folder(verbose) / "docs.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for line in pt.tqdm(lines, desc="kd:pycode documents", unit="doc", disable=not verbose):
+        with gzip.open(self.folder(verbose) / self.documents, "rt", encoding="utf-8") as lines:
+            for line in pt.tqdm(lines, desc=f"{self.name} documents", unit="doc", disable=not verbose):
                 yield json.loads(line)
 
     def get_corpus_iter(self, *, verbose: bool = True) -> Iterator[dict[str, Any]]:
@@ -92,7 +94,7 @@ class PyCode(pt.datasets.Dataset):
     def _topics(self, variant: str | None) -> list[dict[str, Any]]:
         variant = variant or "test"
         if variant not in pycode.SPLITS:
-            raise ValueError(f"kd:pycode has the variants {', '.join(pycode.SPLITS)}, not {variant!r}.")
+            raise ValueError(f"{self.name} has the variants {', '.join(pycode.SPLITS)}, not {variant!r}.")
         lines = (self.folder() / f"topics.{variant}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -122,13 +124,34 @@ class PyCode(pt.datasets.Dataset):
         fields = [fields] if isinstance(fields, str) else list(fields)
         unknown = [f for f in fields if f not in FIELDS]
         if unknown:
-            raise ValueError(f"kd:pycode documents have the fields {', '.join(FIELDS)}, not {some(unknown)}.")
+            raise ValueError(f"{self.name} documents have the fields {', '.join(FIELDS)}, not {some(unknown)}.")
         table = pd.DataFrame(self._docs(verbose)).set_index("docno")[fields]
-        return TextLoader(table)
+        return TextLoader(table, self.name)
 
     def _describe_component(self, component: str) -> bool | list[str] | None:
         held: dict[str, bool | list[str]] = {"topics": list(pycode.SPLITS), "qrels": list(pycode.SPLITS), "corpus": True}
         return held.get(component)
+
+
+class PyCodeModules(PyCode):
+    """The same queries over whole modules, without their docstrings: long documents of which the passage that answers is known.
+
+    The module that holds the function is relevant. Topics also have ``function``, its name, and ``begins``, the number of the module's
+    words before it. Queries whose module is no document (its source is another's too) are left out.
+    """
+
+    name, documents = "kd:pycode/modules", "modules.jsonl.gz"
+
+    def _topics(self, variant: str | None) -> list[dict[str, Any]]:
+        rows = super()._topics(variant)
+        return [{**row, "docno": row["module"], "function": row["docno"]} for row in rows if row["module"] is not None]
+
+    def get_topics(self, variant: str | None = None) -> pd.DataFrame:
+        """Columns ``qid``, ``query``, ``summary``, ``function`` and ``begins``; see ``PyCode.get_topics``."""
+        return pd.DataFrame(self._topics(variant), columns=["qid", "query", "summary", "function", "begins"])
+
+
+DATASETS = {"pycode": PyCode, "pycode/modules": PyCodeModules}
 
 
 class TextLoader(pt.Transformer):
@@ -136,19 +159,20 @@ class TextLoader(pt.Transformer):
 
     Args:
         table: A frame indexed by docno.
+        name: Of the dataset, for messages.
     """
 
     schematic = {"label": "Text loader", "help_url": None}
 
-    def __init__(self, table: pd.DataFrame) -> None:
-        self.table = table
+    def __init__(self, table: pd.DataFrame, name: str) -> None:
+        self.table, self.name = table, name
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """The frame with the table's columns added; a docno that the table does not have is an error."""
         pt.validate.columns(inp, includes=["docno"], context=self)
         unknown = ~inp["docno"].isin(self.table.index)
         if unknown.any():
-            raise KeyError(f"{int(unknown.sum())} docnos are not in kd:pycode, such as {some(inp.loc[unknown, 'docno'])}: was the index built from another collection?")
+            raise KeyError(f"{int(unknown.sum())} docnos are not in {self.name}, such as {some(inp.loc[unknown, 'docno'])}: was the index built from another collection?")
         rows = self.table.loc[inp["docno"].tolist()]
         return inp.assign(**{c: rows[c].to_numpy() for c in self.table.columns})
 
