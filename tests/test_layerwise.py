@@ -14,7 +14,7 @@ import pyterrier_kd as kd
 from pyterrier_kd.errors import LayerMismatch, MissingSignal
 from pyterrier_kd.groups import from_frame
 from pyterrier_kd.losses import Attention, Embedding, HardLabels, Hidden, MarginMSE, Relations, SoftLabels
-from pyterrier_kd.losses.layerwise import layer_pairs
+from pyterrier_kd.losses.layerwise import SquaredProduct, layer_pairs
 from pyterrier_kd.rankers import base
 from pyterrier_kd.sampling import Sampler
 from pyterrier_kd.signals import Texts
@@ -252,6 +252,14 @@ def test_gradients_reach_every_mapped_layer_and_the_projections() -> None:
     assert float(total.detach()) == pytest.approx(sum(float(v) * (0.5 if k == "Relations()" else 1) for k, v in values.items()), rel=1e-5)
     for name, parameter in [*student.encoder.named_parameters(), *bound.named_parameters()]:
         assert (parameter.grad is not None and float(parameter.grad.abs().sum()) > 0) == ("pooler" not in name), name
+
+
+def test_the_gradient_of_the_squared_product_is_that_of_automatic_differentiation() -> None:
+    q, k = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    near = torch.rand(2, 1, 5, 5) > 0.3
+    for mask in (None, near):
+        assert torch.autograd.gradcheck(lambda a, b, m=mask: SquaredProduct.apply(a, b, m), (q, k))
+        assert float(SquaredProduct.apply(q, k, mask).detach()) == pytest.approx(float(((q @ k.transpose(-1, -2)) * (1 if mask is None else mask)).square().sum().detach()))
 
 
 # ---------------------------------------------------------------------- layer maps

@@ -185,12 +185,28 @@ class Attention(LayerwiseLoss):
             # one product gives the difference of the two: [q_S, -q_T] [k_S, k_T]^T, and masked tokens give 0
             q = torch.cat([student.scale[m] * student.queries[m].float(), -teacher.scale[g] * teacher.queries[g].float()], -1) * queries
             k = torch.cat([student.keys[m].float(), teacher.keys[g].float()], -1) * keys
-            difference = q @ k.transpose(-1, -2)                                             # (N, A, T, T)
             near = real_pairs(student, m, teacher, g)
-            if near is not None:
-                difference = difference * near
             count = everything if self.reference else (student.mask.sum(1) ** 2).sum() if near is None else (near & queries).sum()
-            yield difference.square().sum(), heads * count
+            yield SquaredProduct.apply(q, k, near), heads * count
+
+
+class SquaredProduct(torch.autograd.Function):
+    """The sum of squares of Q K^T, without the passes over it that automatic differentiation would make: its gradients are 2 (Q K^T) K and 2 (Q K^T)^T Q."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, near: Tensor | None) -> Tensor:
+        """(N, A, T, D), (N, A, T, D) and the pairs that count, if these are not all -> a scalar."""
+        product = q @ k.transpose(-1, -2)                                                    # (N, A, T, T)
+        if near is not None:
+            product *= near
+        ctx.save_for_backward(q, k, product)
+        return torch.linalg.vector_norm(product, dim=-1).square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of q and k."""
+        q, k, product = ctx.saved_tensors
+        return 2 * gradient * (product @ k), 2 * gradient * (product.transpose(-1, -2) @ q), None
 
 
 @dataclass(frozen=True, repr=False)
