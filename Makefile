@@ -20,6 +20,8 @@ slow: $(VENV)/made
 
 bench: $(VENV)/made
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/layerwise.py
+	$(BIN)/python benchmarks/documents.py
 
 check: $(VENV)/made
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"

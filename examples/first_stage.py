@@ -1,13 +1,19 @@
-"""What the quick start stands on: a collection's topics by split, BM25 over it, and models by name.
+"""What the examples stand on: a collection's topics by split, BM25 over it, and models by name.
+
+A collection is a PyTerrier dataset by name (``kd:pycode``, ``irds:beir/nfcorpus``), or a folder with ``corpus.jsonl.gz``, ``topics.<split>.tsv``
+and ``qrels.<split>.trec``.
 
 BM25 is Terrier's where Java is found and PISA's where it is not; both index the same words.
 """
 
+import gzip
 import importlib.util
+import json
 import os
 import re
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +42,9 @@ def model(name: str, **settings: object) -> kd.Ranker:
 
 def topics_and_qrels(name: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """Topics and qrels for "train", "valid" and "test": a collection's own splits, or its topics split 60/20/20."""
+    if Path(name).is_dir():
+        read = partial(pd.read_csv, sep="\t", names=["qid", "query"], dtype=str, quoting=3, keep_default_na=False)
+        return {s: (words(read(f"{name}/topics.{s}.tsv")), pt.io.read_qrels(f"{name}/qrels.{s}.trec")) for s in ("train", "valid", "test")}
     if name.startswith("kd:"):
         dataset = pt.get_dataset(name)
         return {split: dataset.get_topicsqrels(split) for split in ("train", "valid", "test")}
@@ -61,11 +70,19 @@ def words(topics: pd.DataFrame) -> pd.DataFrame:
     return topics.assign(query=[" ".join(re.findall(r"\w+", q)) for q in query])
 
 
+def corpus(name: str) -> dict[str, str]:
+    """The documents' texts by docno, titles before them."""
+    if Path(name).is_dir():
+        with gzip.open(f"{name}/corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+            documents = [json.loads(line) for line in lines]
+    else:
+        documents = pt.get_dataset(name).get_corpus_iter(verbose=False)
+    return {d["docno"]: " ".join(filter(None, [d.get("title") if not name.startswith("kd:") else None, d.get("text")])) for d in documents}
+
+
 def bm25(name: str, depth: int) -> tuple[pt.Transformer, str]:
     """BM25 with the documents' texts, and the name of the engine."""
-    dataset = pt.get_dataset(name)
-    texts = {d["docno"]: " ".join(filter(None, [d.get("title") if not name.startswith("kd:") else None, d.get("text")]))
-             for d in dataset.get_corpus_iter(verbose=False)}
+    texts = corpus(name)
     words = ({"docno": docno, "text": kd.datasets.identifiers_split(text)} for docno, text in texts.items())
     folder = tempfile.mkdtemp(prefix="kd-index-")
     if shutil.which("java") or os.environ.get("JAVA_HOME"):

@@ -1,0 +1,295 @@
+"""The papers' strategies, stages over a corpus, and students of TinyBERT's shapes."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import WORDS, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer
+
+import pyterrier_kd as kd
+from pyterrier_kd import losses, strategies
+from pyterrier_kd.corpus import Corpus
+from pyterrier_kd.errors import CheckpointError, DataError, LayerMismatch
+from pyterrier_kd.rankers.shrink import parsed_shape
+
+FRAME = make_frame()
+QRELS = make_qrels(FRAME)
+
+
+def documents(count: int = 40) -> list[dict[str, str]]:
+    """Documents as ``dataset.get_corpus_iter`` gives them; some long, some empty."""
+    return [{"docno": f"d{i}", "text": " ".join(WORDS[(i * j) % len(WORDS)] for j in range(i % 7 * 9))} for i in range(count)]
+
+
+class Lines:
+    """A corpus that is read line by line, and counts how often."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.started, self.fail_at = 0, fail_at
+
+    def __call__(self):
+        self.started += 1
+        for i, document in enumerate(documents()):
+            if i == self.fail_at:
+                raise OSError("the disk is gone")
+            yield document
+
+
+# ---------------------------------------------------------------------- as values
+
+
+def test_each_strategy_is_its_papers_equation_and_settings() -> None:
+    layers = losses.Attention() + losses.Hidden() + losses.Embedding()
+    encoder, texts = make_dot(), ["a text"]
+    simplified = strategies.simplified_tinybert()
+    assert [s.loss for s in simplified.stages] == [layers + losses.SoftLabels() + losses.HardLabels()]
+    assert (simplified.stages[0].learning_rate, simplified.stages[0].batch_size * simplified.stages[0].sampler.texts) == (5e-5, 64)
+    two = strategies.tinybert()
+    assert [s.loss for s in two.stages] == [layers, losses.SoftLabels()]
+    assert [(s.learning_rate, s.batch_size * s.sampler.texts, s.schedule) for s in two.stages] == [(5e-5, 64, "constant"), (1e-6, 128, "linear")]
+    assert strategies.tinybert(hard_label=True).stages[1].loss == losses.SoftLabels() + losses.HardLabels()
+    assert strategies.tinybert(one_step=True).stages[0].loss == layers + losses.SoftLabels()
+    assert (strategies.standard_kd().stages[0].learning_rate, strategies.standard_kd().stages[0].batch_size) == (1e-6, 64)
+    general = strategies.lm_distill(texts, encoder).stages[0]
+    assert (general.loss, general.epochs, general.batch_size, general.length, general.learning_rate, general.teacher) == (layers, 3, 256, 128, 5e-5, encoder)
+    assert [s.name for s in strategies.tinybert(texts, encoder).stages] == ["general", "layers", "prediction"]
+    assert [s.name for s in strategies.simplified_tinybert(texts, encoder).stages] == ["general", "layers and prediction"]
+    assert [s.name for s in strategies.lm_distill_ranker_distill(texts, encoder).stages] == ["general", *(s.name for s in strategies.ranker_distill().stages)]
+    assert strategies.lm_distill_fine_tune(texts, encoder).stages[1].loss == losses.HardLabels()
+    for given in ({"corpus": texts}, {"encoder": encoder}):
+        with pytest.raises(ValueError, match=r"A general stage needs both a corpus= of texts and an encoder= .* is missing"):
+            strategies.tinybert(**given)
+
+
+def test_strategies_print_as_equations_and_stages() -> None:
+    assert str(strategies.simplified_tinybert()) == (
+        "simplified_tinybert: 1 stage\n"
+        "  1. layers and prediction: L = Attention() + Hidden() + Embedding() + SoftLabels(temperature=1.0) + HardLabels()\n"
+        "     9 epochs, learning rate 5e-05 (linear, warm-up 0.1), 32 queries x 2 texts a step, the model's dropout")
+    shown = str(strategies.lm_distill(Lines(), make_dot()))
+    assert "256 texts of at most 128 tokens a step, from a corpus, the model's dropout, teacher BertDot(" in shown
+    assert "0x" not in shown
+
+
+def test_one_stage_of_a_strategy_can_be_changed() -> None:
+    changed = strategies.tinybert().with_settings("prediction", epochs=2, learning_rate=1e-3)
+    assert [(s.epochs, s.learning_rate) for s in changed.stages] == [(9, 5e-5), (2, 1e-3)]
+    with pytest.raises(ValueError, match=r"tinybert has the stages \['layers', 'prediction'\], not 'predictions'"):
+        strategies.tinybert().with_settings("predictions", epochs=2)
+
+
+# ---------------------------------------------------------------------- trained
+
+
+@pytest.mark.parametrize("make", [strategies.tinybert, lambda c, e: strategies.tinybert(c, e, hard_label=True), lambda c, e: strategies.tinybert(c, e, one_step=True),
+                                  strategies.simplified_tinybert, strategies.lm_distill, strategies.lm_distill_fine_tune, strategies.lm_distill_ranker_distill,
+                                  lambda c, e: strategies.ranker_distill(), lambda c, e: strategies.standard_kd(0.2, 5.0)],
+                         ids=["tinybert", "+ hard label", "+ one step", "simplified", "lm_distill", "lm + fine-tune", "lm + ranker", "ranker_distill", "standard_kd"])
+def test_every_strategy_trains(make) -> None:
+    teacher, encoder, student = make_cross(seed=1, layers=4, classes=2), make_dot(seed=2, layers=4), make_cross(seed=3, classes=2)
+    strategy = make(Lines(), encoder).with_settings(steps=6, learning_rate=3e-3, batch_size=6, dropout=0, length=32)
+    distiller = kd.Distiller(student, teacher, strategy=strategy, validate_every=2, verbose=False).fit(FRAME, QRELS, FRAME, QRELS)
+    history = distiller.history_
+    for stage in strategy.stages:
+        of_stage = history[history["stage"] == stage.name]
+        assert of_stage["step"].tolist() == [2, 4, 6]
+        assert of_stage["loss"].iloc[-1] < of_stage["loss"].iloc[0]
+        assert ("nDCG@10" in of_stage and of_stage["nDCG@10"].notna().all()) == bool(stage.loss.needs.student & {"scores"})
+    assert distiller.student_ != student
+
+
+def test_a_stage_that_trains_no_scores_keeps_its_last_weights_and_projections_go_on() -> None:
+    teacher, student = make_cross(seed=1, layers=4, classes=2), make_cross(seed=3, classes=2)
+    hidden = kd.Stage(losses.Hidden(), steps=4, learning_rate=1e-2, batch_size=6, warmup=0, schedule="constant", name="first")
+    both = kd.Strategy("mine", (hidden, kd.Stage(losses.Hidden() + losses.SoftLabels(), steps=1, learning_rate=1e-9, batch_size=6, name="second")))
+    history = kd.Distiller(student, teacher, strategy=both, dropout=0, validate_every=1, verbose=False).fit(FRAME, QRELS, FRAME, QRELS).history_
+    first = history[history["stage"] == "first"]
+    assert history["Hidden()"].iloc[-1] < first["Hidden()"].iloc[-1] * 1.05 < first["Hidden()"].iloc[0]
+    assert first.get("nDCG@10", first["loss"] * np.nan).isna().all()
+
+
+def test_projections_survive_a_stop_between_stages(tmp_path, monkeypatch) -> None:
+    teacher, student = make_cross(seed=1, layers=4), make_cross(seed=3)
+    teacher = teacher.clone()
+    strategy = kd.Strategy("mine", tuple(kd.Stage(losses.Hidden(projection="shared") + losses.Embedding(projection="shared"), steps=4, learning_rate=3e-3, batch_size=6, name=n, corpus=c, length=32)
+                                         for n, c in (("a", Lines()), ("b", None), ("c", Lines()))))
+    whole = kd.Distiller(student, teacher, strategy=strategy, validate_every=2, verbose=False).fit(FRAME)
+    run, calls = kd.training.Training.run, itertools.count()
+
+    def stopping(self, *args):
+        if next(calls) == 3:        # in the middle of the second stage
+            raise RuntimeError("killed")
+        return run(self, *args)
+
+    monkeypatch.setattr(kd.training.Training, "run", stopping)
+    settings = {"strategy": strategy, "validate_every": 2, "verbose": False, "checkpoint": tmp_path / "ck"}
+    with pytest.raises(RuntimeError, match="killed"):
+        kd.Distiller(student, teacher, **settings).fit(FRAME)
+    monkeypatch.undo()
+    monkeypatch.setattr("pyterrier.io.pyterrier_home", lambda: str(tmp_path))
+    again = kd.Distiller(student, teacher, **settings).fit(FRAME)
+    assert again.student_.fingerprint() == whole.student_.fingerprint()
+    assert again.history_["loss"].tolist() == whole.history_["loss"].tolist()
+
+
+# ---------------------------------------------------------------------- corpora
+
+
+def test_a_corpus_is_read_in_windows_that_lose_nothing() -> None:
+    corpus = Corpus(Lines(), make_tokenizer(), 20)
+    windows = list(corpus.windows())
+    assert " ".join(windows).split() == " ".join(d["text"] for d in documents()).split()
+    assert max(len(make_tokenizer()(w)["input_ids"]) - 2 for w in windows) <= 20
+    assert corpus.steps(8) == -(-len(windows) // 8)
+    for epoch in (0, 1):
+        batches = list(corpus.batches(8, None, (0, epoch)))
+        assert len(batches) == corpus.steps(8)
+        assert sorted(t for b in batches for t in b.texts) == sorted(windows)
+    assert [b.texts for b in corpus.batches(8, None, (0, 0))] != [b.texts for b in corpus.batches(8, None, (0, 1))]
+    assert [b.texts for b in corpus.batches(8, None, (0, 0), skip=3)] == [b.texts for b in corpus.batches(8, None, (0, 0))][3:]
+    parts = [list(corpus.batches(8, None, (0, 0), part=(k, 2))) for k in range(2)]
+    assert sorted(t for part in parts for b in part for t in b.texts) == sorted(windows)
+
+
+def test_an_endless_corpus_needs_steps_and_is_read_no_further() -> None:
+    read = []
+
+    def endless():
+        for i in itertools.count():
+            read.append(i)
+            yield " ".join(itertools.islice(itertools.cycle(WORDS), i % 20, i % 20 + 10))
+
+    stage = kd.Stage(losses.Hidden(), steps=5, batch_size=4, corpus=endless, length=32, teacher=make_dot(seed=1, layers=4))
+    history = kd.Distiller(make_cross(), strategy=stage, verbose=False).fit().history_
+    assert history["step"].iloc[-1] == 5
+    assert max(read) < 2000
+
+
+@pytest.mark.parametrize("corpus", [[d["text"] for d in documents()], documents(), Lines(), tuple(documents())], ids=["texts", "dicts", "function", "tuple"])
+def test_every_kind_of_corpus(corpus) -> None:
+    distiller = kd.Distiller(make_cross(), strategy=strategies.lm_distill(corpus, make_cross(seed=1, layers=4)), steps=2, batch_size=4, verbose=False)
+    assert distiller.fit(None).history_["Hidden()"].notna().all()
+
+
+def test_corpora_that_cannot_be_used_are_refused_at_once() -> None:
+    def fit(corpus, **changes):
+        return kd.Distiller(make_cross(), strategy=strategies.lm_distill(corpus, make_dot(seed=1, layers=4)), steps=3, batch_size=4, verbose=False, **changes).fit()
+    with pytest.raises(DataError, match=r"generator can be read only once: pass a list, .* such as dataset.get_corpus_iter without its brackets"):
+        fit(d for d in documents())
+    with pytest.raises(DataError, match="The corpus holds no text"):
+        fit([])
+    with pytest.raises(DataError, match=r"The corpus's text 1 has no text in \['text'\]: it has \['body'\]"):
+        fit([{"body": "tea"}])
+    with pytest.raises(DataError, match=r"The corpus's text 1 is of type int"):
+        fit([3])
+    with pytest.raises(DataError, match=r"The stage 'layers' trains on candidates: pass a frame"):
+        kd.Distiller(make_cross(classes=2), make_cross(seed=1, layers=4, classes=2), strategy=strategies.tinybert(documents(), make_dot(layers=4)).with_settings(loss=None, steps=1), verbose=False).fit()
+    with pytest.raises(ValueError, match=r"needs \['scores'\], which texts without queries do not have: only losses over layers"):
+        kd.Stage(losses.MarginMSE(), corpus=documents())
+    with pytest.raises(LayerMismatch, match="has none to compare"):
+        kd.Distiller(make_cross(), FRAME, strategy=kd.Stage(losses.Hidden(), corpus=documents()), verbose=False).fit()
+
+
+def test_a_corpus_that_fails_midway_names_the_place_and_keeps_what_was_trained(tmp_path) -> None:
+    lines = Lines()
+    stage = kd.Stage(losses.Hidden(), epochs=3, batch_size=4, learning_rate=3e-3, corpus=lines, length=32, teacher=make_dot(seed=1, layers=4))
+    whole = kd.Distiller(make_cross(), strategy=stage, validate_every=50, verbose=False).fit()
+    distiller = kd.Distiller(make_cross(), strategy=stage, validate_every=50, checkpoint=tmp_path / "ck", verbose=False)
+    counted = lines.started
+
+    class Failing(Lines):
+        def __call__(self):
+            self.fail_at = 30 if self.started == counted - 1 else None     # in the last epoch
+            return super().__call__()
+
+    failing = Failing()
+    bad = kd.Distiller(make_cross(), strategy=kd.Stage(**{**vars(stage), "corpus": failing}), validate_every=50, checkpoint=tmp_path / "ck", verbose=False)
+    with pytest.raises(DataError, match=r"The corpus failed after its text 30: OSError: the disk is gone. What has been trained is kept"):
+        bad.fit()
+    assert bad.student_ is not None
+    assert bad.history_["step"].iloc[-1] > 10
+    again = distiller.fit()
+    assert again.history_["step"].iloc[-1] == whole.history_["step"].iloc[-1]
+    assert again.student_.fingerprint() == whole.student_.fingerprint()
+
+
+# ---------------------------------------------------------------------- shapes and costs
+
+
+def bert_base() -> kd.CrossEncoder:
+    """A random model of BERT-base's shape, with a small vocabulary."""
+    config = transformers.BertConfig(vocab_size=len(make_tokenizer()), num_labels=2)
+    return kd.CrossEncoder(transformers.BertForSequenceClassification(config), make_tokenizer(), device="cpu")
+
+
+def test_costs_are_those_of_the_paper() -> None:
+    with torch.device("meta"):
+        sizes = {"L12_H768": (22.9, 109), "L6_H768": (11.5, 67), "L3_H384": (1.5, 17)}
+        for shape, (gflops, millions) in sizes.items():
+            layers, hidden = parsed_shape(shape)
+            model = transformers.BertForSequenceClassification(transformers.BertConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=4 * hidden, num_labels=2))
+            cost = kd.rankers.cost.cost_of(model, model.bert, 256)
+            assert cost.gflops == pytest.approx(gflops, abs=0.06)
+            assert cost.parameters / 1e6 == pytest.approx(millions, abs=0.6)
+    assert str(make_cross().cost(64)) == "0.0M parameters, 0.0 GFLOPs for 64 tokens"
+    assert make_dot().cost(64).gflops == make_cross().cost(64).gflops
+    assert make_cross().cost(64).layer_parameters == 2 * (4 * 32 * 32 + 2 * 32 * 64)
+
+
+def test_local_attention_costs_less() -> None:
+    def cost(layers: list[str]) -> float:
+        config = transformers.ModernBertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, local_attention=8, layer_types=layers, pad_token_id=0)
+        model = transformers.ModernBertModel(config)
+        return kd.rankers.cost.cost_of(model, model, 64).gflops
+    full, local = cost(["full_attention"] * 2), cost(["full_attention", "sliding_attention"])
+    assert (full - local) * 1e9 == 2 * 64 * 32 * (64 - 9)
+
+
+def test_students_of_tinyberts_shapes(tmp_path) -> None:
+    teacher = bert_base()
+    random = kd.CrossEncoder.tiny_bert("L4_H312", teacher)
+    assert (random.encoder.config.num_hidden_layers, random.encoder.config.hidden_size, random.encoder.config.intermediate_size, random.encoder.config.num_attention_heads) == (4, 312, 1200, 12)
+    assert random.head_ == "new"
+    assert kd.CrossEncoder.tiny_bert("L4_H312", teacher).fingerprint() == random.fingerprint()
+    assert kd.CrossEncoder.tiny_bert("L4_H312", teacher, seed=1).fingerprint() != random.fingerprint()
+    for init, kept in (("first", [0, 1, 2]), ("strided", [0, 6, 11]), ([1, 5, 9], [1, 5, 9])):
+        student = kd.CrossEncoder.tiny_bert("L3_H768", teacher, init)
+        for mine, theirs in enumerate(kept):
+            assert torch.equal(student.encoder.encoder.layer[mine].output.dense.weight, teacher.encoder.encoder.layer[theirs].output.dense.weight)
+    narrow = kd.CrossEncoder.tiny_bert("L3_H384", teacher, "first")
+    assert torch.equal(narrow.encoder.encoder.layer[0].attention.self.query.weight[:32, :32], teacher.encoder.encoder.layer[0].attention.self.query.weight[:32, :32])
+    assert narrow.max_length == teacher.max_length
+    assert np.isfinite(narrow.score(["find tea"], ["tea and jam"])).all()
+    random.save(tmp_path / "general")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = kd.CrossEncoder.tiny_bert("L4_H312", teacher, tmp_path / "general")
+        assert loaded.fingerprint() == random.fingerprint()
+        with pytest.raises(ValueError, match=r"this checkpoint is L4_H312"):
+            kd.CrossEncoder.tiny_bert("L3_H384", teacher, str(tmp_path / "general"))
+    with pytest.raises(CheckpointError):
+        kd.CrossEncoder.tiny_bert("L3_H384", teacher, str(tmp_path / "nothing"))
+    for shape, message in (("L3H384", "is no shape: it is written L<layers>_H<hidden size>"), ("L13_H384", "deeper than the teacher's 12"), ("L3_H1000", "must be a multiple of the 12 attention heads")):
+        with pytest.raises(ValueError, match=message):
+            kd.CrossEncoder.tiny_bert(shape, teacher)
+    with pytest.raises(ValueError, match="names 2 teacher layers for 3"):
+        kd.CrossEncoder.tiny_bert("L3_H384", teacher, [0, 1])
+
+
+def test_a_general_tinybert_as_published_is_read(tmp_path) -> None:
+    """The layout of TinyBERT's own folders: ``fit_denses`` and heads of pre-training beside the encoder."""
+    torch.manual_seed(0)
+    model = transformers.BertForPreTraining(make_config(hidden_size=48, num_hidden_layers=3))
+    model.fit_denses = torch.nn.ModuleList([torch.nn.Linear(48, 64) for _ in range(4)])
+    model.save_pretrained(tmp_path / "general")
+    make_tokenizer().save_pretrained(tmp_path / "general")
+    teacher = make_cross(layers=4, classes=2)
+    with pytest.warns(UserWarning, match="no ranking head"):
+        student = kd.CrossEncoder.tiny_bert("L3_H48", teacher, str(tmp_path / "general"))
+    assert torch.equal(student.encoder.encoder.layer[2].output.dense.weight, model.bert.encoder.layer[2].output.dense.weight)
+    assert (student.head_, student.classes, student.max_length) == ("new", 2, 64)
+    distiller = kd.Distiller(student, teacher, strategy=strategies.simplified_tinybert(), steps=2, batch_size=4, verbose=False)
+    assert len(distiller.fit(FRAME, QRELS).history_) == 2
