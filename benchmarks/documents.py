@@ -56,15 +56,18 @@ class Clock:
         model.register_forward_hook(self.end)
 
     def begin(self, *_: object) -> None:
+        """A forward pass begins."""
         self.wait()
         self.start = time.perf_counter()
 
     def end(self, *_: object) -> None:
+        """It ends."""
         self.wait()
         self.seconds += time.perf_counter() - self.start
 
     @staticmethod
     def wait() -> None:
+        """Until the device has done what it was given."""
         if args.device == "cuda":
             torch.cuda.synchronize()
 

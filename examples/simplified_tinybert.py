@@ -8,7 +8,6 @@ epochs, rates and batches, which need a GPU. What is done is kept in --out, and 
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pandas as pd
 import pyterrier as pt
 from pyterrier.measures import AP, RR, nDCG
 from scipy.stats import ttest_rel
+from training_passages import training_passages
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses, passages, strategies
@@ -53,30 +53,6 @@ room = int(encoder.room(["a query of some ten words, as most of them are"])[0])
 stride = max(1, int(args.stride * room))
 
 
-def tokens(text: str) -> set[str]:
-    """The words of a text, those of identifiers apart."""
-    return set(re.findall(r"\w+", kd.datasets.identifiers_split(text).lower()))
-
-
-def shared_words(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many of the query's words each passage holds, rarer words counting more."""
-    texts = [tokens(t) for t in frame["text"]]
-    seen = pd.Series([w for t in texts for w in t]).value_counts()
-    return frame.assign(score=[sum(np.log(1 + len(texts) / seen[w]) for w in tokens(q) & t) for q, t in zip(frame["query"], texts, strict=True)])
-
-
-def training_passages(topics: pd.DataFrame, relevant: pd.DataFrame, queries: int) -> pd.DataFrame:
-    """Passages of each query's relevant document and of some others, from the candidates."""
-    found = (candidates % 20)(topics.sample(min(2 * queries, len(topics)), random_state=0))
-    label = found.merge(relevant, on=["qid", "docno"], how="left")["label"].fillna(0).to_numpy() > 0
-    found = found.assign(relevant=label).sample(frac=1, random_state=0).sort_values("relevant", ascending=False, kind="stable")
-    found = found[found.groupby("qid")["relevant"].transform("any")].groupby("qid").head(1 + args.negatives)
-    found = found[found["qid"].isin(found["qid"].drop_duplicates().sample(frac=1, random_state=1).head(queries))]
-    split = shared_words(passages.split(encoder, stride=stride)(found.drop(columns="relevant").sort_values("qid").reset_index(drop=True)))
-    parent = split["docno"].str.replace(r"%p\d+$", "", regex=True)
-    return split.sort_values("score", ascending=False, kind="stable").groupby(["qid", parent]).head(args.passages).sort_values(["qid", "docno"]).reset_index(drop=True)
-
-
 def cached(name: str, make: object) -> pd.DataFrame:
     """A frame that is made once."""
     if not (out / name).exists():
@@ -86,8 +62,9 @@ def cached(name: str, make: object) -> pd.DataFrame:
 
 
 print(f"BM25 by {engine}; passages of {room} tokens, stride {stride}")
-learning = cached("train.pkl", lambda: training_passages(train, train_qrels, args.queries))
-checking = cached("valid.pkl", lambda: training_passages(valid, valid_qrels, 50))
+sizes = {"negatives": args.negatives, "passages": args.passages, "stride": stride}
+learning = cached("train.pkl", lambda: training_passages(candidates, train, train_qrels, encoder, args.queries, **sizes))
+checking = cached("valid.pkl", lambda: training_passages(candidates, valid, valid_qrels, encoder, 50, **sizes))
 ranking = cached("test.pkl", lambda: candidates(test))
 print(f"{learning['qid'].nunique()} training queries with {len(learning)} passages; {len(ranking)} candidates of {ranking['qid'].nunique()} test queries")
 

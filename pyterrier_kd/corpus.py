@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from .errors import DataError
 from .signals import Texts
@@ -35,6 +37,9 @@ class Corpus:
     """
 
     def __init__(self, texts: Iterable[Any] | Callable[[], Iterable[Any]], tokenizer: Any, length: int, fields: Sequence[str] = ("text",)) -> None:
+        if isinstance(texts, str | bytes | Path | Mapping | pd.DataFrame):
+            raise DataError(f"A corpus is many texts, but this is one {type(texts).__name__}: pass a list of texts, a frame's column, dataset.get_corpus_iter, or a function "
+                            "that reads your file.")
         if not callable(texts) and iter(texts) is texts:
             raise DataError(f"A corpus is read once an epoch, but {type(texts).__name__} can be read only once: pass a list, an object that starts anew each time, or the "
                             "function that makes it, such as dataset.get_corpus_iter without its brackets.")
@@ -59,14 +64,19 @@ class Corpus:
         except DataError:
             raise
         except Exception as error:      # a user's own iterator may raise anything
-            raise DataError(f"The corpus failed after its text {position + 1}: {type(error).__name__}: {error}. What has been trained is kept.") from error
+            raise DataError(f"The corpus failed after its text {position + 1}: {type(error).__name__}: {error}. What was trained before that is kept.") from error
 
     def _text(self, entry: Any, position: int) -> str:
         if isinstance(entry, Mapping):
             missing = [f for f in self.fields if not isinstance(entry.get(f), str)]
             if missing:
                 raise DataError(f"The corpus's text {position + 1} has no text in {missing}: it has {sorted(entry)}. Pass text_field= to the student.")
-            return " ".join(entry[f] for f in self.fields)
+            entry = " ".join(entry[f] for f in self.fields)
+        if isinstance(entry, str) and not entry.isascii():
+            try:
+                entry.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"The corpus's text {position + 1} is no valid Unicode ({error}): clean it with text.encode('utf-8', 'replace').decode().") from error
         if not isinstance(entry, str):
             raise DataError(f"The corpus's text {position + 1} is of type {type(entry).__name__}, not a text or a dict with {self.fields}.")
         return entry
@@ -95,6 +105,8 @@ class Corpus:
             if limit is None or counted < limit:
                 self._count = counted
         windows = self._counted if self._count is None else self._count
+        if not windows:
+            raise DataError("The corpus holds no text with words, or none when it was read a second time: it must start anew each time that it is read.")
         batches = -(-windows // batch_size)
         return batches if most is None else min(batches, most)
 

@@ -31,7 +31,6 @@ from .signals import missing_signal
 from .stages import rows_ahead
 from .strategies import Strategy, as_strategy
 from .teachers import teacher_scores, terms_of
-from .tokens import Template
 from .training import processes
 from .validation import measure_of, validation
 
@@ -152,6 +151,8 @@ class Distiller(pt.Estimator):
         """
         self.measure = measure_of(self.measure)
         strategy, start = self.stages(), self.student_ if self.warm_start and self.student_ is not None else self.student
+        if self.keep_top is not None and (not isinstance(self.keep_top, KeepTop) or self.teacher is None):
+            raise ValueError(f"Distiller(keep_top={self.keep_top!r}) keeps the passages that the teacher scores highest: it needs a teacher=, and a value such as kd.KeepTop(5).")
         if self.tracker is not None and self.checkpoint is None:
             raise ValueError(f"Distiller(tracker={self.tracker!r}) writes into the checkpoint folder: pass checkpoint= as well.")
         if self.tracker == "tensorboard":
@@ -202,9 +203,8 @@ class Distiller(pt.Estimator):
         groups = None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
         for stage in strategy.stages:
             if stage.corpus is not None:
-                template = student.architecture(alone=True).reads["template"]
-                assert isinstance(template, Template)
-                sources.append(Corpus(stage.corpus, student.tokenizer, stage.length - template.special, fields_of(student.text_field)))
+                special = len(student.tokenizer("")["input_ids"])
+                sources.append(Corpus(stage.corpus, student.tokenizer, stage.length - special, fields_of(student.text_field)))
             elif groups is None:
                 raise DataError(f"The stage {stage.name!r} trains on candidates: pass a frame of them as fit's first argument. Only stages with a corpus need none.")
             else:
@@ -218,7 +218,10 @@ class Distiller(pt.Estimator):
         """
         if self.keep_top is not None:
             every = teacher_scores(self.teacher, frame, texts, self._store(), self.verbose)
-            sources = [source.select_rows(self.keep_top(source.starts, source.parent, every[source.row])) if isinstance(source, Groups) else source for source in sources]
+            for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
+                if isinstance(source, Groups):
+                    kept = self.keep_top(source.starts, source.parent, every[source.row])
+                    sources[i] = source.select_rows(kept).usable(stage.loss.needs, stage.loss)
         for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
             if not isinstance(source, Groups) or stage.loss.needs.teacher != {"scores"}:
                 continue

@@ -28,14 +28,15 @@ from .formats.checkpoints import read_json, recover
 from .groups import Groups
 from .losses import BoundLoss
 from .rankers import Ranker
-from .signals import SCORES, Signals
+from .signals import SCORES, LayerNumbers, Signals, Texts
 from .stages import Stage, rows_ahead
 from .strategies import Strategy
 from .teacher_signals import architecture_of, given_signals, live_signals, require_live
-from .teachers import described
+from .teachers import described, terms_of
 from .training import BEST, POSITION, Training, accelerator_for, processes
 
 VALIDATIONS = 10        # a stage, unless told otherwise
+LEARNED = "learned by losses: "     # before the names of projections among the best weights
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,28 @@ def bound_losses(strategy: Strategy, student: Ranker, teacher: Any, seed: int) -
         for stage in strategy.stages:
             own = teacher if stage.teacher is None else stage.teacher
             alone = stage.corpus is not None
-            bound.append(stage.loss.bind(student.architecture(alone), architecture_of(own, alone), learned))
+            mine, theirs = student.architecture(alone), architecture_of(own, alone)
+            bound.append(stage.loss.bind(mine, theirs, learned))
             if not stage.loss.needs.teacher <= {"scores"}:
                 require_live(own, bound[-1])
+            for architecture in (mine, theirs):
+                if alone and architecture is not None and stage.length > architecture.limit:
+                    raise ValueError(f"The stage {stage.name!r} reads texts of {stage.length} tokens, {architecture.who} at most {architecture.limit}: pass length= to the stage.")
+            require_heard(student, bound[-1].student_layers)
+            if theirs is not None:
+                require_heard(terms_of(own)[0][1].source, bound[-1].teacher_layers)
     return bound
+
+
+def require_heard(ranker: Ranker, layers: LayerNumbers) -> None:
+    """Listens to a ranker once, so that layers which cannot be heard are known before training.
+
+    Raises:
+        MissingSignal: If they cannot.
+    """
+    if layers:
+        with torch.no_grad():
+            ranker.read(Texts(("a text",)), layers)
 
 
 class Fit:
@@ -92,6 +111,7 @@ class Fit:
     def __init__(self, settings: FitSettings, start: Ranker, sources: list[Groups | Corpus], losses: list[BoundLoss],
                  validate: Callable[[Ranker], float] | None) -> None:
         self.settings, self.sources, self.losses, self.validate = settings, sources, losses, validate
+        self.learned = losses[0].learned        # one for all stages
         self.student = start.clone()
         self.accelerator = accelerator_for(start.device, settings.precision, settings.tracker, settings.folder)
         if self.accelerator.num_processes != processes():
@@ -213,7 +233,8 @@ class Fit:
             record[str(self.settings.measure)] = value
             if value > self.best_value:
                 self.best_value, self.best_step, self.waited = value, training.done, 0
-                self.best_weights = {k: v.detach().cpu().clone() for k, v in self.student.model.state_dict().items()}
+                state = {**self.student.model.state_dict(), **{LEARNED + k: v for k, v in self.learned.state_dict().items()}}
+                self.best_weights = {k: v.detach().cpu().clone() for k, v in state.items()}
             else:
                 self.waited += 1
         self.history.append(record)
@@ -226,7 +247,8 @@ class Fit:
     def _take_best(self) -> None:
         """Goes back to the best weights of this stage, where validation found any."""
         if self.best_weights is not None:
-            self.student.model.load_state_dict(self.best_weights)
+            self.student.model.load_state_dict({k: v for k, v in self.best_weights.items() if not k.startswith(LEARNED)})
+            self.learned.load_state_dict({k.removeprefix(LEARNED): v for k, v in self.best_weights.items() if k.startswith(LEARNED)})
 
     def _kept(self) -> str:
         """What is left of a training that was interrupted."""

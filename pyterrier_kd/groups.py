@@ -193,9 +193,15 @@ class Groups:
             teacher=None if self.teacher is None else torch.from_numpy(np.where(mask, self.teacher[rows], 0).astype(np.float32)))
 
 
-def parent_docno(docno: pd.Series) -> pd.Series:
-    """The document that a passage was cut from: what stands before a last ``%p`` with a number, or the docno itself."""
-    return docno.str.replace(r"%p\d+$", "", regex=True)
+def parent_docno(docno: pd.Series, qrels: pd.DataFrame | None = None) -> pd.Series:
+    """The document that a passage was cut from: what stands before a last ``%p`` with a number, or the docno itself.
+
+    Args:
+        docno: The docnos.
+        qrels: Where given, a docno that is judged as it stands is a document, whatever it looks like.
+    """
+    parent = docno.str.replace(r"%p\d+$", "", regex=True)
+    return parent if qrels is None else parent.where(~docno.isin(set(qrels["docno"].astype(str))), docno)
 
 
 def from_frame(frame: pd.DataFrame, texts: Sequence[str], qrels: pd.DataFrame | None, who: str) -> Groups:
@@ -225,7 +231,7 @@ def from_frame(frame: pd.DataFrame, texts: Sequence[str], qrels: pd.DataFrame | 
     codes, _ = pd.factorize(order["qid"])
     starts = np.concatenate([np.searchsorted(codes, np.arange(codes[-1] + 1)), [len(codes)]])
     text, distinct = pd.factorize(np.asarray(texts, dtype=object)[order["_row"].to_numpy()])
-    parents, names = pd.factorize(parent_docno(order["docno"]))
+    parents, names = pd.factorize(parent_docno(order["docno"], qrels if qrels is not None and "docno" in qrels.columns else None))
     label, relevant = joined_labels(order["qid"], pd.Series(names[parents], index=order.index), names, qrels, who)
     return Groups(
         queries=order["query"].to_numpy()[starts[:-1]].tolist(), texts=list(distinct), length=np.array([len(t) for t in distinct]), starts=starts,

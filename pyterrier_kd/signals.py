@@ -140,6 +140,7 @@ class Architecture:
         heads: A.
         hidden: H.
         kinds: For each layer, what it attends to, such as "full_attention"; layers of different kinds cannot be compared.
+        limit: The most tokens of a row, special ones included.
         reads: What decides which tokens stand where: tokenizer, special tokens, lengths. Two encoders that agree in all of it
             have the same tokens at the same places.
     """
@@ -150,6 +151,7 @@ class Architecture:
     heads: int
     hidden: int
     kinds: tuple[str, ...]
+    limit: int
     reads: Mapping[str, object]
 
 

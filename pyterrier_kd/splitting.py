@@ -17,6 +17,7 @@ import tokenizers
 
 from .errors import DataError
 
+WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"    # Unicode's, as tokenizers see it
 LEAST = 4       # tokens of a window: the most bytes, and so tokens, of one character
 
 
@@ -77,13 +78,23 @@ class Splitter:
         parts = plain["pre_tokenizer"] or {}
         self.prefixed = any(p["type"] == "ByteLevel" and p["add_prefix_space"] for p in parts.get("pretokenizers", [parts]) if p)
 
-    def ids(self, text: str, behind: bool = False) -> np.ndarray:
-        """(T,) int32 tokens of a text on its own, or behind a space."""
-        return np.array(self.backend.encode(" " + text if behind and self.spaced else text).ids, dtype=np.int32)
+    def placed(self, text: str, behind: bool) -> str:
+        """A text as it stands behind something else: with a space of its own, where that changes its tokens."""
+        return " " + text if behind and (self.spaced or self.prefixed) else text
 
-    def words(self, texts: Sequence[str]) -> list[Words]:
-        """Tokenises texts, each once."""
-        return [self._words(text, encoding) for text, encoding in zip(texts, self.backend.encode_batch(list(texts)), strict=True)]
+    def ids(self, text: str, behind: bool = False) -> np.ndarray:
+        """(T,) int32 tokens of a text on its own, or behind something else and a space."""
+        return np.array(self.backend.encode(self.placed(text, behind)).ids, dtype=np.int32)
+
+    def words(self, texts: Sequence[str], behind: Sequence[bool] | None = None) -> list[Words]:
+        """Tokenises texts, each once.
+
+        Args:
+            texts: The texts.
+            behind: Which of them stand behind something else and a space. Default: none.
+        """
+        placed = [self.placed(t, b) for t, b in zip(texts, behind or [False] * len(texts), strict=True)]
+        return [self._words(text, encoding) for text, encoding in zip(placed, self.backend.encode_batch(placed), strict=True)]
 
     @staticmethod
     def _words(text: str, encoding: Any) -> Words:
@@ -93,20 +104,19 @@ class Splitter:
         new = np.flatnonzero(np.diff(number, prepend=-1)) if len(ids) else np.empty(0, dtype=np.int64)
         return Words(text, ids, np.append(new, len(ids)), np.append(token_chars[new], len(text)), token_chars)
 
-    def windows(self, words: Words, length: int, stride: int, first: int = 0, behind: bool = False) -> Iterator[Window]:
+    def windows(self, words: Words, length: int, stride: int, behind: bool = False) -> Iterator[Window]:
         """Windows of at most ``length`` tokens, each from about ``stride`` tokens after the one before; together they hold every word.
 
         Args:
             words: What ``words`` made of a text.
             length: The most tokens of a window.
             stride: The most tokens from one start to the next; not above ``length``.
-            first: The word with which the first window begins.
-            behind: Whether windows will be read behind something else and a space.
+            behind: Whether the text stands behind something else and a space, as its windows will.
 
         Yields:
             At least one window; a text without words gives an empty one.
         """
-        bounds = self._bounds(words, first, behind)
+        bounds = self._bounds(words, behind)
         starts, at, found = words.starts[bounds], 0, False
         while at < len(bounds) - 1:
             end = int(np.searchsorted(starts, starts[at] + length, side="right")) - 1
@@ -124,19 +134,19 @@ class Splitter:
         if not found:
             yield Window("", words.ids[:0], len(words.text))
 
-    def _bounds(self, words: Words, first: int, behind: bool) -> np.ndarray:
+    def _bounds(self, words: Words, behind: bool) -> np.ndarray:
         """The words with which a window may begin, and the end: all, or those with a space of their own where only these are read alike."""
-        numbers = np.arange(first, len(words.starts))
+        numbers = np.arange(len(words.starts))
         if not (self.prefixed or (self.spaced and behind)):
             return numbers
-        own = np.array([words.text[c] == " " for c in words.chars[first:-1]], dtype=bool)
+        own = np.array([words.text[c] == " " for c in words.chars[:-1]], dtype=bool)
         own[:1] = True
         return numbers[np.append(own, True)]
 
     @staticmethod
     def _window(words: Words, first: int, last: int) -> Window:
         """The words first to last - 1, without words of white space at the end, which would be read differently there."""
-        text = words.text[words.chars[first]:words.chars[last]].rstrip()
+        text = words.text[words.chars[first]:words.chars[last]].rstrip(WHITE)
         end = words.chars[first] + len(text)
         while last > first and words.chars[last - 1] >= end:
             last -= 1
@@ -150,8 +160,8 @@ class Splitter:
         while low < len(ends):
             high = min(low + length, len(ends))
             while True:
-                part = words.text[at:ends[high - 1]].rstrip()
-                ids = self.ids(part.removeprefix(" "), True) if behind else self.ids(part)
+                part = words.text[at:ends[high - 1]].rstrip(WHITE)
+                ids = self.ids(part.removeprefix(" "), behind) if behind else self.ids(part)
                 if len(ids) <= length or high == low + 1:
                     break
                 high = max(low + 1, low + (high - low) * length // (len(ids) + 1))

@@ -45,7 +45,7 @@ class Stage:
         dropout: A number sets every dropout of the student for this stage; None (default) leaves the model's. 0 trains
             markedly faster on a CPU.
         clip: The largest norm of the gradient. Default 1.
-        accumulate: Parts into which a step's queries are split to save memory. Default 1.
+        accumulate: Parts into which a step's queries are split to save memory, each a batch of its own whose loss counts by its queries. Default 1.
         teacher: A teacher of this stage's own, in place of the distiller's. Default None.
         name: For the history and the printed strategy.
     """

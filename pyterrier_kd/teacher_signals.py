@@ -45,6 +45,8 @@ def require_live(teacher: Any, loss: BoundLoss) -> None:
     """
     names, terms = loss.loss.needs.teacher, terms_of(teacher)
     for _, leaf in terms:
+        if leaf.logit and isinstance(leaf.source, Ranker):
+            raise ValueError(f"Teacher({leaf!r}, logit=True): a ranker of this package gives raw scores already, and {loss.loss!r} asks it while training runs. Leave logit= out.")
         has = leaf.source.signal_names if isinstance(leaf.source, Ranker) else frozenset({"scores"})
         for name in sorted(names - has):
             raise missing_signal(name, loss.loss, f"the teacher {leaf!r}", sorted(has))

@@ -100,6 +100,8 @@ def terms_of(teacher: Any) -> Terms:
     Raises:
         TeacherError: If it is nothing that scores.
     """
+    if isinstance(student := getattr(teacher, "student_", None), Ranker):       # a Distiller that has been fitted
+        return terms_of(student)
     if isinstance(teacher, Teacher):
         inner = terms_of(teacher.teacher)
         return tuple((w, named(leaf, teacher, i if len(inner) > 1 else None)) for i, (w, leaf) in enumerate(inner))

@@ -49,6 +49,15 @@ class TokenTable:
         """(N,) int64 numbers of tokens."""
         return np.diff(self.starts)
 
+    def limited(self, limit: int) -> TokenTable:
+        """The same texts, those of more than ``limit`` tokens cut to that."""
+        lengths = self.lengths
+        long = lengths > limit
+        if not long.any():
+            return self
+        kept = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], lengths) < limit
+        return TokenTable(self.ids[kept], np.concatenate([[0], np.cumsum(np.minimum(lengths, limit))]), self.cut + int(long.sum()))
+
 
 def tokenise(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str = "") -> TokenTable:
     """Tokenises every text once, without special tokens.

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 from .formats.checkpoints import atomic_folder, read_json, write_json
 from .losses import BoundLoss
 from .signals import Batch, LayerNumbers, Signals, Texts
@@ -155,7 +155,11 @@ class Training:
             self._batches = self.source.batches(
                 self.stage.batch_size, self.stage.sampler, (*self.seed, self.done // epoch),
                 part=(self.accelerator.process_index, self.accelerator.num_processes), skip=self.done % epoch)
-        return next(self._batches)
+        batch = next(self._batches, None)
+        if batch is None:
+            raise DataError(f"The data of stage {self.stage.name!r} ended after {self.done % epoch} of the {epoch} steps of an epoch that were counted before: "
+                            "a corpus must give the same texts each time that it is read.")
+        return batch
 
     def save(self, path: Path, position: dict[str, Any], best: dict[str, Tensor] | None = None) -> None:
         """Writes everything that is needed to go on, whole or not at all.

@@ -28,7 +28,7 @@ def validation(frame: pd.DataFrame, texts: list[str], qrels: pd.DataFrame, measu
     if not len(truth):
         warnings.warn(f"Distiller.fit: none of the validation qrels is about one of its {frame['qid'].nunique()} queries: it trains without validation.", stacklevel=4)
         return None
-    rows = pd.DataFrame({"query_id": frame["qid"].astype(str), "doc_id": parent_docno(frame["docno"].astype(str))})
+    rows = pd.DataFrame({"query_id": frame["qid"].astype(str), "doc_id": parent_docno(frame["docno"].astype(str), qrels)})
     if not len(rows.merge(truth[truth["relevance"] > 0], on=["query_id", "doc_id"])):
         warnings.warn(f"Distiller.fit: none of the {len(rows)} validation candidates is relevant by the {len(qrels)} qrels of their "
                       f"{frame['qid'].nunique()} queries; {measure} will be 0 throughout.", stacklevel=4)

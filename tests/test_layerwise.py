@@ -1,6 +1,7 @@
 """Losses over layers: each against plain loops in float64 over what the models compute, and what they must not depend on."""
 
 import contextlib
+import dataclasses
 import math
 
 import numpy as np
@@ -285,8 +286,12 @@ def test_layer_maps_that_do_not_fit_say_why(layers, message) -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Attention\(layers='unifrom'\) is unknown"):
-        Attention(layers="unifrom")
+    for layers in ("unifrom", 3):
+        with pytest.raises(ValueError, match=rf"Attention\(layers={layers!r}\) is unknown"):
+            Attention(layers=layers)
+    with pytest.raises(ValueError, match=r"Relations\(heads=0\) must be at least 1"):
+        Relations(heads=0)
+    assert Attention(layers={0: None, 1: 3}) == Attention(layers={1: 3})
     for loss in (Hidden, Embedding):
         with pytest.raises(ValueError, match="is unknown: it is 'own', 'shared' or None"):
             loss(projection="mine")
@@ -338,6 +343,34 @@ def test_encoders_that_cannot_be_compared_are_refused_with_what_to_use_instead()
     refused(student, make("bert", 4, 48, seed=2), Relations(heads=32), "heads=32 must divide the hidden sizes of both, 32 and 48: pass a divisor of 16")
     with pytest.raises(LayerMismatch, match=r"must know the layers of student and teacher first"):
         Attention()(None, None, BATCH)
+
+
+def test_encoders_that_differ_in_segment_embeddings_alone_can_be_compared() -> None:
+    student, teacher = make("distilbert", 2, 32, seed=1), make("bert", 4, 48, seed=2)
+    assert (student.template.types, teacher.template.types is None) == (None, False)
+    assert value(Hidden() + Attention(), student, teacher) > 0
+
+
+def test_padded_slots_of_a_batch_count_for_nothing() -> None:
+    student, teacher = make_dot(seed=1), make_dot(seed=2, layers=4)
+    bound = Hidden().bind(student.architecture(), teacher.architecture())
+    ragged = dataclasses.replace(BATCH, mask=BATCH.mask.clone(), texts=BATCH.texts.clone())
+    ragged.mask[:, 1:] = False
+    ragged.texts[:, 1:] = 0
+    alone = dataclasses.replace(BATCH, mask=BATCH.mask[:, :1], texts=BATCH.texts[:, :1])
+    values = []
+    for batch in (ragged, alone):
+        with torch.no_grad():
+            signals = [r.signals(batch, r.tokens(GROUPS.queries, GROUPS.texts), frozenset({"hidden"}), layers) for r, layers in
+                       ((student, bound.student_layers), (teacher, bound.teacher_layers))]
+            values.append(float(bound(*signals, batch, 0.0)[0]))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_a_distiller_that_was_fitted_teaches_with_its_layers() -> None:
+    first = kd.Distiller(make_cross(seed=3, layers=4), make_cross(seed=4), steps=1, verbose=False).fit(FRAME)
+    history = kd.Distiller(make_cross(seed=5), first, loss=Hidden(), steps=1, verbose=False).fit(FRAME).history_
+    assert history["Hidden()"].notna().all()
 
 
 def test_attention_that_cannot_be_heard_is_an_error_and_never_nothing() -> None:

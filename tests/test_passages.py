@@ -56,7 +56,8 @@ def random_texts(count: int, seed: int) -> list[str]:
 def candidates(texts: list[str], title: bool = False) -> pd.DataFrame:
     frame = pd.DataFrame({"qid": [f"q{i % 3}" for i in range(len(texts))], "query": [f"how to find {WORDS[i % 3]}" for i in range(len(texts))],
                           "docno": [f"d{i}" for i in range(len(texts))], "text": texts, "url": [f"u{i}" for i in range(len(texts))]})
-    return frame.assign(title=[f"apple {WORDS[i % 5]}" for i in range(len(texts))]) if title else frame
+    titles = ["apple {}", "bread {} ", "{}  ", "", " ", "漢字" * 40, "tea\n{}", "{} " * 60, "x" * 200]
+    return frame.assign(title=[titles[i % len(titles)].replace("{}", WORDS[i % 5]) for i in range(len(texts))]) if title else frame
 
 
 def words_of(tokenizer, text: str) -> list[str]:
@@ -84,7 +85,7 @@ def test_every_word_is_in_a_window_which_reads_as_in_the_whole(name: str, length
             assert encode(tokenizer, [window.text])[0] == window.ids.tolist(), "and has these tokens on its own"
             assert len(window.ids) <= length
         assert not text[covered:].strip(" \t\n\u200b")
-        if max(np.diff(words.starts[splitter._bounds(words, 0, False)]), default=0) <= length:      # no word had to be cut: the tokens of all windows are those of the whole
+        if max(np.diff(words.starts[splitter._bounds(words, False)]), default=0) <= length:      # no word had to be cut: the tokens of all windows are those of the whole
             whole_words += 1
             if stride == length and text.strip():
                 joined = [i for w in windows for i in w.ids.tolist()]
@@ -117,13 +118,17 @@ def make_reader(name: str, **settings: object) -> kd.CrossEncoder:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("title", [False, True])
-@pytest.mark.parametrize("prompt", ["", "text: "])
+@pytest.mark.parametrize("prompt", ["", "text: ", "passage:", "Document"])
 def test_no_passage_is_cut_by_the_model_and_compiled_scores_are_the_same(name: str, title: bool, prompt: str) -> None:
     ranker = make_reader(name, text_prompt=prompt)
     frame = candidates(HARD + random_texts(20, seed=3), title)
     pipeline = split(ranker) >> ranker >> max_passage()
     passages = split(ranker).transform(frame)
     queries, texts = ranker._prepare_queries(passages["query"].tolist()), ranker._tokenise_texts(passages["text"].tolist())
+    for docno, text in zip(frame["docno"], frame["text"], strict=True):
+        own = passages.loc[passages["docno"].str.startswith(f"{docno}%"), "text"]
+        assert text.strip(" \t\n\u200b")[:4] in own.iloc[0]
+        assert text.strip(" \t\n\u200b")[-4:] in own.iloc[-1]
     lengths = queries.lengths + texts.lengths + ranker.template.special
     assert lengths.max() <= 64
     assert np.sort(lengths)[-20:].min() >= 60           # and the room is used
@@ -156,7 +161,7 @@ def test_each_document_is_tokenised_once_and_each_text_encoded_once(monkeypatch:
     fused = (split(ranker, length=20) >> ranker >> max_passage()).compile()
     read, encoded = [], []
     words, encode_table = Splitter.words, kd.BertDot._encode
-    monkeypatch.setattr(Splitter, "words", lambda self, texts: read.extend(texts) or words(self, texts))
+    monkeypatch.setattr(Splitter, "words", lambda self, texts, behind: read.extend(filter(None, texts)) or words(self, texts, behind))
     monkeypatch.setattr(kd.BertDot, "_encode", lambda self, table, *a: encoded.append(len(table)) or encode_table(self, table, *a))
     fused(frame)
     assert len(read) == len(set(read)) == 2
@@ -176,6 +181,15 @@ def test_a_splitter_that_counts_otherwise_is_not_fused() -> None:
     ranker = make_cross()
     for other in (make_cross(max_length=32), make_cross(text_prompt="text: ")):
         assert type((split(other) >> ranker >> max_passage()).compile()).__name__ == "Compose"
+    for limit in (make_dot(doc_length=12), make_cross(max_length=20)):       # a splitter that knows no limit: cut as the model cuts
+        pipeline = split(make_tokenizer(), 20) >> limit >> max_passage()
+        frame = candidates(random_texts(9, 5))
+        with pytest.warns(UserWarning, match="were cut"):
+            slow = pipeline(frame)
+        limit._cut_reported = False
+        with pytest.warns(UserWarning, match="were cut"):
+            fast = pipeline.compile()(frame)
+        assert np.abs(slow["score"] - fast["score"]).max() < 1e-5
     assert type((split(make_tokenizer(), 20) >> ranker >> max_passage()).compile()).__name__ == "RankByPassages"
     assert type((split(make_bpe(), 20) >> ranker >> max_passage()).compile()).__name__ == "Compose"
 
@@ -227,8 +241,15 @@ def test_bad_settings_are_refused_at_once() -> None:
         split(make_tokenizer())
     with pytest.raises(DataError, match=r"Splitting needs a fast tokenizer"):
         split(object(), 10)
-    with pytest.raises(DataError, match=r"a query leaves 2 tokens for title and passage, too few: pass query_length="):
+    with pytest.raises(DataError, match=r"a query leaves 2 tokens for prompt, title and passage, too few: pass query_length="):
         split(make_cross())(candidates(["tea"]).assign(query=" ".join(["tea"] * 59)))
+    with pytest.raises(DataError, match=r"a query leaves 23 tokens for prompt, title and passage|leaves \d+ tokens for prompt"):
+        split(make_cross(max_length=24, text_prompt=" ".join(["tea"] * 16) + " "))(candidates(["tea"] * 3))
+    with pytest.raises(ValueError, match=r"split\(text_field='body'\): this ranker reads \['text'\]"):
+        split(make_cross(), text_field="body")
+    for p in ((pipeline := split(make_cross()) >> make_cross() >> max_passage()), pipeline.compile()):
+        with pytest.raises(DataError, match="1 of 3 rows have no string in the column 'query'"):
+            p(candidates(["tea"] * 3).assign(query=["a", None, "b"]))
     with pytest.raises(Exception, match="text"):
         split(make_cross())(candidates(["tea"]).drop(columns="text"))
 
@@ -313,6 +334,24 @@ def test_pyterriers_own_tests_pass(transformer) -> None:
     assert not result.errors, result.errors
 
 
+def test_integer_docnos_come_out_as_strings_compiled_or_not() -> None:
+    ranker = make_cross()
+    pipeline = split(ranker) >> ranker >> max_passage()
+    frame = candidates(random_texts(4, 2)).assign(docno=range(4))
+    assert pipeline(frame)["docno"].tolist() == pipeline.compile()(frame)["docno"].tolist() == ["0", "1", "2", "3"]
+
+
+def test_a_ranker_that_reads_titles_has_them_split() -> None:
+    assert split(make_cross(text_field="title"))(pd.DataFrame({"qid": ["1"], "query": ["tea"], "docno": ["a"], "title": [" ".join(WORDS)]}))["title"].tolist()[0] == " ".join(WORDS)
+
+
+def test_compiled_for_indexing_vectors_are_added() -> None:
+    dense = make_dot()
+    documents = pd.DataFrame({"docno": ["a", "b"], "text": [" ".join(WORDS * 2), "tea"]})
+    plain, compiled = (split(dense) >> dense)(documents), (split(dense) >> dense).compile()(documents)
+    assert np.allclose(np.stack(plain["doc_vec"]), np.stack(compiled["doc_vec"]))
+
+
 # ---------------------------------------------------------------------- training on passages
 
 
@@ -325,7 +364,10 @@ def test_passages_are_trained_with_their_documents_labels_and_validated_by_docum
     (split(distiller) >> distiller).fit(frame, qrels, frame, qrels)
     assert len(pipeline(frame)) == 12
     assert type(pipeline.compile()).__name__ == "RankByPassages"
-    assert np.abs(pipeline.compile()(frame)["score"] - pipeline(frame)["score"]).max() < 1e-5
+    compiled = pipeline.compile()
+    distiller.seed = 3
+    (split(distiller) >> distiller).fit(frame, qrels, frame, qrels)     # once more: the compiled pipeline ranks with the new student
+    assert np.abs(compiled(frame)["score"] - pipeline(frame)["score"]).max() < 1e-5
     assert 0 < distiller.history_["nDCG@10"].iloc[-1] <= 1
     groups = from_frame(split(distiller)(frame), ["x"] * len(split(distiller)(frame)), qrels, "test")
     assert groups.label.mean() == pytest.approx(0.5, abs=0.2)
@@ -344,6 +386,26 @@ def test_the_teachers_top_passages_are_kept_per_document_or_query() -> None:
         assert (kept == expected).all()
     with pytest.raises(ValueError, match="count must be at least 1, per 'document' or 'query'"):
         KeepTop(0)
+
+
+def test_documents_named_like_passages_keep_their_labels() -> None:
+    frame = make_frame(2, 3).assign(docno=["a%p1", "a%p2", "b%p1", "a%p1", "a", "c%p0"])
+    qrels = pd.DataFrame({"qid": ["q0", "q1"], "docno": ["a%p1", "c"], "label": 1})
+    groups = from_frame(frame, frame["text"].tolist(), qrels, "test")
+    assert groups.label.tolist() == [1, 0, 0, 0, 0, 1]
+
+
+def test_groups_that_the_filter_leaves_without_what_a_loss_needs_are_left_out() -> None:
+    frame = make_frame()
+    qrels = frame.groupby("qid").tail(1)[["qid", "docno"]].assign(label=1)
+    for loss in (kd.losses.Hidden() + kd.losses.HardLabels(), kd.losses.HardLabels()):
+        with pytest.warns(UserWarning, match="of 6 queries .* have no relevant candidate; they are left out"):
+            kd.Distiller(make_cross(seed=6), make_cross(seed=5), loss=loss, keep_top=KeepTop(2, per="query"), steps=1, verbose=False).fit(frame, qrels)
+    with pytest.raises(DataError, match="6 have fewer than 2 candidates"):
+        kd.Distiller(make_cross(seed=6), make_cross(seed=5), loss=kd.losses.MarginMSE(), keep_top=KeepTop(1, per="query"), steps=1, verbose=False).fit(frame, qrels)
+    for bad in ({"keep_top": 5, "teacher": make_cross()}, {"keep_top": KeepTop(5)}):
+        with pytest.raises(ValueError, match=r"it needs a teacher=, and a value such as kd.KeepTop\(5\)"):
+            kd.Distiller(make_cross(), loss=kd.losses.HardLabels(), verbose=False, **bad).fit(frame, qrels)
 
 
 def remembering(seen: set[str]):

@@ -4,6 +4,7 @@ import itertools
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -170,13 +171,14 @@ def test_an_endless_corpus_needs_steps_and_is_read_no_further() -> None:
 
 @pytest.mark.parametrize("corpus", [[d["text"] for d in documents()], documents(), Lines(), tuple(documents())], ids=["texts", "dicts", "function", "tuple"])
 def test_every_kind_of_corpus(corpus) -> None:
-    distiller = kd.Distiller(make_cross(), strategy=strategies.lm_distill(corpus, make_cross(seed=1, layers=4)), steps=2, batch_size=4, verbose=False)
+    distiller = kd.Distiller(make_cross(), strategy=strategies.lm_distill(corpus, make_cross(seed=1, layers=4)).with_settings(length=32), steps=2, batch_size=4, verbose=False)
     assert distiller.fit(None).history_["Hidden()"].notna().all()
 
 
 def test_corpora_that_cannot_be_used_are_refused_at_once() -> None:
-    def fit(corpus, **changes):
-        return kd.Distiller(make_cross(), strategy=strategies.lm_distill(corpus, make_dot(seed=1, layers=4)), steps=3, batch_size=4, verbose=False, **changes).fit()
+    def fit(corpus, length=32):
+        strategy = strategies.lm_distill(corpus, make_dot(seed=1, layers=4)).with_settings(length=length)
+        return kd.Distiller(make_cross(), strategy=strategy, steps=3, batch_size=4, verbose=False).fit()
     with pytest.raises(DataError, match=r"generator can be read only once: pass a list, .* such as dataset.get_corpus_iter without its brackets"):
         fit(d for d in documents())
     with pytest.raises(DataError, match="The corpus holds no text"):
@@ -185,12 +187,27 @@ def test_corpora_that_cannot_be_used_are_refused_at_once() -> None:
         fit([{"body": "tea"}])
     with pytest.raises(DataError, match=r"The corpus's text 1 is of type int"):
         fit([3])
+    for one in ("a text", pd.DataFrame(documents()), {"text": "tea"}):
+        with pytest.raises(DataError, match="A corpus is many texts, but this is one"):
+            fit(one)
+    with pytest.raises(DataError, match=r"The corpus's text 2 is no valid Unicode"):
+        fit(["tea", "tea \ud800 jam"])
+    with pytest.raises(DataError, match="The corpus holds no text with words"):
+        fit([" ", "\n"])
+    once = iter(documents())
+    with pytest.raises(DataError, match="it must start anew each time that it is read"):
+        fit(lambda: once)
+    reads = itertools.count()
+    with pytest.raises(DataError, match=r"ended after \d+ of the \d+ steps of an epoch that were counted before"):
+        kd.Distiller(make_cross(), strategy=strategies.lm_distill(lambda: documents(40 if next(reads) < 3 else 8), make_dot(seed=1, layers=4)).with_settings(length=32), batch_size=4, epochs=1, verbose=False).fit()
+    with pytest.raises(ValueError, match=r"reads texts of 128 tokens, .* at most 64: pass length="):
+        fit(documents(), length=None)
     with pytest.raises(DataError, match=r"The stage 'layers' trains on candidates: pass a frame"):
-        kd.Distiller(make_cross(classes=2), make_cross(seed=1, layers=4, classes=2), strategy=strategies.tinybert(documents(), make_dot(layers=4)).with_settings(loss=None, steps=1), verbose=False).fit()
+        kd.Distiller(make_cross(classes=2), make_cross(seed=1, layers=4, classes=2), strategy=strategies.tinybert(documents(), make_dot(layers=4)).with_settings(length=32, steps=1), verbose=False).fit()
     with pytest.raises(ValueError, match=r"needs \['scores'\], which texts without queries do not have: only losses over layers"):
         kd.Stage(losses.MarginMSE(), corpus=documents())
     with pytest.raises(LayerMismatch, match="has none to compare"):
-        kd.Distiller(make_cross(), FRAME, strategy=kd.Stage(losses.Hidden(), corpus=documents()), verbose=False).fit()
+        kd.Distiller(make_cross(), FRAME, strategy=kd.Stage(losses.Hidden(), corpus=documents(), length=32), verbose=False).fit()
 
 
 def test_a_corpus_that_fails_midway_names_the_place_and_keeps_what_was_trained(tmp_path) -> None:
@@ -207,7 +224,7 @@ def test_a_corpus_that_fails_midway_names_the_place_and_keeps_what_was_trained(t
 
     failing = Failing()
     bad = kd.Distiller(make_cross(), strategy=kd.Stage(**{**vars(stage), "corpus": failing}), validate_every=50, checkpoint=tmp_path / "ck", verbose=False)
-    with pytest.raises(DataError, match=r"The corpus failed after its text 30: OSError: the disk is gone. What has been trained is kept"):
+    with pytest.raises(DataError, match=r"The corpus failed after its text 30: OSError: the disk is gone. What was trained before that is kept"):
         bad.fit()
     assert bad.student_ is not None
     assert bad.history_["step"].iloc[-1] > 10

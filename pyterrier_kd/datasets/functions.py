@@ -93,7 +93,7 @@ def source_of(package: str, root: Path, file: Path) -> Source | None:
         return None
     relative = file.relative_to(root)
     parts = [*([] if package == "python" else [package]), *relative.with_suffix("").parts]
-    return Source(".".join(parts[:-1] if parts[-1] == "__init__" else parts), package, relative.as_posix(), source.splitlines(), tree)
+    return Source(".".join(parts[:-1] if parts[-1] == "__init__" else parts), package, relative.as_posix(), source.split("\n"), tree)      # the lines that ast counts
 
 
 def functions_of(source: Source) -> Iterator[Function]:

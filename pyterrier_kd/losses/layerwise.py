@@ -69,8 +69,8 @@ class LayerwiseLoss(Loss):
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, Mapping):
-            object.__setattr__(self, "layers", tuple(sorted(self.layers.items())))
-        elif not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(sorted((m, g) for m, g in self.layers.items() if g is not None)))
+        elif not isinstance(self.layers, str) and isinstance(self.layers, Iterable):
             object.__setattr__(self, "layers", tuple(self.layers))
         elif self.layers not in ("uniform", "last", "skip"):
             raise ValueError(f"{type(self).__name__}(layers={self.layers!r}) is unknown: it is 'uniform', 'last', 'skip', a list of teacher layers, or a mapping.")
@@ -284,10 +284,15 @@ class Relations(LayerwiseLoss):
     heads: int | None = None
     reads: ClassVar[frozenset[str]] = frozenset({"queries", "keys", "values"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads is not None and self.heads < 1:
+            raise ValueError(f"Relations(heads={self.heads}) must be at least 1.")
+
     def _compared(self, student: Architecture, teacher: Architecture, pairs: Pairs, learned: nn.ModuleDict) -> Any:
         self._check_kinds(student, teacher, pairs)
         common = math.gcd(student.hidden, teacher.hidden)
-        heads = self.heads or max(h for h in range(1, 49) if common % h == 0)
+        heads = max(h for h in range(1, 49) if common % h == 0) if self.heads is None else self.heads
         if common % heads:
             raise LayerMismatch(f"{self!r}: heads={heads} must divide the hidden sizes of both, {student.hidden} and {teacher.hidden}: pass a divisor of {common}.")
         return partial(self._divergences, pairs, heads)

@@ -18,7 +18,7 @@ from .. import scoring
 from ..errors import DataError
 from ..frames import explained, fields_of, require_strings
 from ..rankers import Ranker
-from ..splitting import LEAST, Splitter, Window, Words, check_sizes
+from ..splitting import LEAST, WHITE, Splitter, Window, Words, check_sizes
 from ..tokens import tokenizer_fingerprint
 
 ROWS = 2048     # documents held at once
@@ -48,10 +48,14 @@ class Cutter:
         self.tokenizer = self.ranker.tokenizer if self.ranker is not None else reader
         self.splitter = Splitter(self.tokenizer)
         self.length, self.stride = length, stride
-        fields = fields_of(self.ranker.text_field) if self.ranker is not None and text_field is None else [text_field or "text"]
+        fields = [text_field or "text"] if self.ranker is None else fields_of(self.ranker.text_field)
+        if text_field not in (None, fields[-1]):
+            raise ValueError(f"split(text_field={text_field!r}): this ranker reads {fields}, of which the last is split. Give the ranker that text_field= instead.")
         self.field, self.before = fields[-1], fields[:-1]
-        self.title = None if self.before else title
+        self.title = None if self.before or title == self.field else title
         self.prompt = self.ranker.text_prompt if self.ranker is not None else ""
+        # what follows the prompt stands behind one space: the prompt's own, or one that is put there
+        self.space = " " if self.prompt and not self.prompt.endswith(" ") else ""
         if length is None and self.ranker is None:
             raise ValueError("split(tokenizer) needs length=, in tokens: only a ranker says how much room it has.")
         most = int(self.ranker.room([""])[0]) if self.ranker is not None and length is None else length or 0
@@ -66,25 +70,30 @@ class Cutter:
             asked.result_frame(extra_columns=["query", *columns], mode="candidates")
             asked.document_frame(extra_columns=columns, mode="documents")
         frame = inp.reset_index(drop=True)
-        for column in columns if len(frame) else ():
+        for column in [*columns, *(["query"] if "query" in frame.columns else [])] if len(frame) else []:
             require_strings(frame, column, who)
         return frame
 
     def sides(self, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         """What stands before each row's passages, and the text that is split."""
         columns = self.before or [c for c in (self.title,) if c is not None and c in frame.columns]
-        heads = [" ".join(str(part) for part in row if str(part)) for row in zip(*(frame[c].fillna("") for c in columns), strict=True)] if columns else [""] * len(frame)
-        return heads, frame[self.field].tolist()
+        parts = [frame[c].astype(object).fillna("").map(lambda part: str(part).strip(WHITE)) for c in columns]
+        return [" ".join(filter(None, row)) for row in zip(*parts, strict=True)] if parts else [""] * len(frame), frame[self.field].tolist()
 
     def columns(self, frame: pd.DataFrame, heads: Sequence[str], passages: Sequence[str]) -> dict[str, pd.Series]:
         """The columns from which the ranker reads each passage with its head."""
         if not self.before:
-            spaced = self.prompt.endswith(" ")
-            return {self.field: pd.Series([joined(head, passage, spaced) for head, passage in zip(heads, passages, strict=True)], dtype=object)}
+            return {self.field: pd.Series([self.joined(head, passage) for head, passage in zip(heads, passages, strict=True)], dtype=object)}
         first, *others = self.before
         empty = {other: pd.Series([""] * len(frame), dtype=object) for other in others}
         slices = pd.Series([p.removeprefix(" ") for p in passages], dtype=object)
-        return {**empty, first: pd.Series(list(heads), dtype=object), self.field: slices}
+        return {**empty, first: pd.Series([self.space + head if head else "" for head in heads], dtype=object), self.field: slices}
+
+    def joined(self, head: str, passage: str) -> str:
+        """What the ranker reads after its prompt. A word's own space is that between the two."""
+        if head:
+            return f"{self.space}{head} {passage.removeprefix(' ')}" if passage else self.space + head
+        return self.space + passage.removeprefix(" ") if self.prompt and passage else passage
 
     # ------------------------------------------------------------------ passages
 
@@ -125,34 +134,33 @@ class Cutter:
         """
         documents: dict[tuple[str, str], int] = {}
         numbers = [documents.setdefault(pair, len(documents)) for pair in zip(heads, texts, strict=True)]
-        befores = [self.prompt + head + (" " if head else "") for head, _ in documents]
-        words = self.splitter.words([before + text for before, (_, text) in zip(befores, documents, strict=True)])
+        titles = self.splitter.words([head for head, _ in documents], [bool(self.prompt)] * len(documents))
+        words = self.splitter.words([text for _, text in documents], [bool(self.prompt or head) for head, _ in documents])
         known: dict[tuple[int, int], Passages] = {}
         found = []
         for number, room in zip(numbers, rooms.tolist(), strict=True):
             if (number, room) not in known:
-                known[number, room] = self._passages(words[number], befores[number], room)
+                known[number, room] = self._passages(titles[number], words[number], room)
             found.append(known[number, room])
         return found
 
-    def _passages(self, words: Words, before: str, room: int) -> Passages:
+    def _passages(self, title: Words, words: Words, room: int) -> Passages:
         """The passages of one document."""
-        # where a word owns the space before it, the first word begins with what ends the head
-        first = int(np.searchsorted(words.chars[:-1], len(before) - (before.endswith(" ") and (self.splitter.spaced or self.splitter.prefixed)), side="left")) if before else 0
-        kept = first
-        if words.starts[first] > room // 2:                 # a long title leaves at least half of the room to the passage
-            kept = int(np.searchsorted(words.starts[:first + 1], room // 2, side="right")) - 1
-        head_ids = words.ids[:words.starts[kept]]
+        prompt_ids = self.splitter.ids(self.prompt.removesuffix(" "))
+        left = room - len(prompt_ids)
+        half = max(1, left // 2)                            # a long title leaves at least half of the room to the passage
+        head = next(self.splitter.windows(title, half, half, behind=bool(self.prompt)))
+        head_ids = np.concatenate([prompt_ids, head.ids])
         left = room - len(head_ids)
         length = left if self.length is None else min(self.length, left)
         if length < LEAST:
-            raise DataError(f"{self!r}: a query leaves {room} tokens for title and passage, too few: pass query_length= to the ranker, or a larger max_length=.")
+            raise DataError(f"{self!r}: a query leaves {room} tokens for prompt, title and passage, too few: pass query_length= to the ranker, or a larger max_length=.")
         stride = max(1, length // 2) if self.stride is None else min(self.stride, length)
-        head = before[len(self.prompt):] if kept == first else words.text[len(self.prompt):words.chars[kept]]
-        windows = list(self.splitter.windows(words, length, stride, first, behind=before.endswith(" ")))
+        windows = list(self.splitter.windows(words, length, stride, behind=bool(len(head_ids))))
+        shown = head.text.removeprefix(" ")
         if not windows[0].text:                             # then the head is read on its own
-            head_ids = self.splitter.ids(self.prompt + head.rstrip())
-        return Passages(head.rstrip(), head_ids, windows)
+            head_ids = self.splitter.ids(self.prompt + self.joined(shown, ""))
+        return Passages(shown, head_ids, windows)
 
     def fits(self, ranker: Ranker) -> bool:
         """Whether a ranker reads passages as they are counted here."""
@@ -169,10 +177,3 @@ class Cutter:
 
     def __repr__(self) -> str:
         return f"split(length={self.length}, stride={self.stride})"
-
-
-def joined(head: str, passage: str, spaced: bool) -> str:
-    """A passage behind its head; ``spaced`` if a space stands before both. A word's own space is that between the two."""
-    if head:
-        return f"{head} {passage.removeprefix(' ')}" if passage else head
-    return passage.removeprefix(" ") if spaced else passage

@@ -19,27 +19,33 @@ from .cutting import Cutter, Passages
 
 
 class SplitAndScore(pt.Transformer):
-    """``split >> ranker``, as a step on the way to ``RankByPassages``."""
+    """``split >> ranker``, as a step on the way to ``RankByPassages``.
+
+    Args:
+        split: Splits.
+        cutter: How it does.
+        scorer: A ranker, or a ``Distiller``, whose student ranks.
+    """
 
     schematic: ClassVar[dict[str, Any]] = {"label": "Split and score", "help_url": None}
 
-    def __init__(self, split: pt.Transformer, cutter: Cutter, ranker: Ranker) -> None:
-        self.split, self.cutter, self.ranker = split, cutter, ranker
+    def __init__(self, split: pt.Transformer, cutter: Cutter, scorer: pt.Transformer) -> None:
+        self.split, self.cutter, self.scorer = split, cutter, scorer
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Passages with scores."""
-        return self.ranker.rerank(self.split.transform(inp))
+        """What the two do one after the other."""
+        return self.scorer.transform(self.split.transform(inp))
 
     def fuse_right(self, right: pt.Transformer) -> pt.Transformer | None:
         """The whole as one step."""
-        return RankByPassages(self.cutter, self.ranker, right) if isinstance(right, Aggregate) else None
+        return RankByPassages(self.cutter, self.scorer, right) if isinstance(right, Aggregate) else None
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """Its two parts."""
-        return {"split": self.split, "ranker": self.ranker}
+        return {"split": self.split, "scorer": self.scorer}
 
     def __repr__(self) -> str:
-        return f"({self.split!r} >> {self.ranker!r})"
+        return f"({self.split!r} >> {self.scorer!r})"
 
 
 class RankByPassages(pt.Transformer):
@@ -47,14 +53,20 @@ class RankByPassages(pt.Transformer):
 
     Args:
         cutter: Splits.
-        ranker: Scores passages.
+        scorer: A ranker, or a ``Distiller``, whose student ranks as it is when it is asked.
         aggregate: Makes the scores of documents.
     """
 
     schematic: ClassVar[dict[str, Any]] = {"label": "Rank by passages", "help_url": None}
 
-    def __init__(self, cutter: Cutter, ranker: Ranker, aggregate: Aggregate) -> None:
-        self.cutter, self.ranker, self.aggregate = cutter, ranker, aggregate
+    def __init__(self, cutter: Cutter, scorer: pt.Transformer, aggregate: Aggregate) -> None:
+        self.cutter, self.scorer, self.aggregate = cutter, scorer, aggregate
+
+    @property
+    def ranker(self) -> Ranker:
+        """The ranker that scores."""
+        ranker: Ranker = self.scorer if isinstance(self.scorer, Ranker) else self.scorer.student_       # type: ignore[attr-defined]
+        return ranker
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Re-ranks documents: the same rows in the same order, with ``score``, ``rank`` and the passage that counts.
@@ -64,6 +76,7 @@ class RankByPassages(pt.Transformer):
         """
         pt.validate.result_frame(inp, extra_columns=["query", *self.cutter.before, self.cutter.field], context=self)
         frame = self.cutter.checked(inp, self).drop(columns=["score", "rank"], errors="ignore")
+        frame = frame.assign(docno=frame["docno"].astype(str))
         if not len(frame):
             return pt.model.add_ranks(frame.assign(score=pd.Series(dtype="float64")))
         heads, texts = self.cutter.sides(frame)
@@ -101,14 +114,14 @@ class RankByPassages(pt.Transformer):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RankByPassages):
             return NotImplemented
-        return (self.cutter.key(), self.ranker, self.aggregate) == (other.cutter.key(), other.ranker, other.aggregate)
+        return (self.cutter.key(), self.scorer, self.aggregate) == (other.cutter.key(), other.scorer, other.aggregate)
 
     def __hash__(self) -> int:
-        return hash((self.cutter.key(), self.ranker, self.aggregate))
+        return hash((self.cutter.key(), self.scorer, self.aggregate))
 
     def __repr__(self) -> str:
-        return f"({self.cutter!r} >> {self.ranker!r} >> {self.aggregate!r})"
+        return f"({self.cutter!r} >> {self.scorer!r} >> {self.aggregate!r})"
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
-        """The ranker."""
-        return {"ranker": self.ranker}
+        """What scores."""
+        return {"scorer": self.scorer}

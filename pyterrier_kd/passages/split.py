@@ -41,7 +41,7 @@ class Split(pt.Transformer):
     def fuse_right(self, right: pt.Transformer) -> pt.Transformer | None:
         """Splitting and scoring as one step, if the ranker reads as this splitter counts."""
         ranker = right if isinstance(right, Ranker) else getattr(right, "student_", None)
-        return SplitAndScore(self, self.cutter, ranker) if isinstance(ranker, Ranker) and self.cutter.fits(ranker) else None
+        return SplitAndScore(self, self.cutter, right) if isinstance(ranker, Ranker) and self.cutter.fits(ranker) else None
 
     def __repr__(self) -> str:
         return repr(self.cutter)

@@ -177,8 +177,11 @@ class Ranker(pt.Transformer, ABC):
             prepared = self._prepare_queries(queries)
 
             def score(query_rows: np.ndarray, table: TokenTable, text_rows: np.ndarray) -> np.ndarray:
+                table = table.limited(int(self.room([""])[0]))
                 with pt.tqdm(total=len(query_rows), desc=type(self).__name__, unit="pair", disable=not self.verbose) as bar:
-                    return self._finite(self._score_rows(prepared, query_rows, self._prepare_texts(table), text_rows, bar.update))
+                    side = self._prepare_texts(table)
+                    self._report_cut(self._cut_texts(prepared, query_rows, side, text_rows) or table.cut, len(table))
+                    return self._finite(self._score_rows(prepared, query_rows, side, text_rows, bar.update))
 
             yield score
 
@@ -218,9 +221,10 @@ class Ranker(pt.Transformer, ABC):
             alone: Whether it reads texts without queries, see ``read``. Default False.
         """
         config = self.encoder.config
-        sides, reads = (("text",), {"template": self._single()}) if alone else self._reads()
+        sides, reads = (("text",), {"special tokens": self._single().pieces}) if alone else self._reads()
         reads = {"tokenizer": tokenizer_fingerprint(self.tokenizer), **reads}
-        return Architecture(repr(self), sides, config.num_hidden_layers, config.num_attention_heads, config.hidden_size, kinds_of(config), reads)
+        limit = model_limit(config, self.tokenizer)
+        return Architecture(repr(self), sides, config.num_hidden_layers, config.num_attention_heads, config.hidden_size, kinds_of(config), limit, reads)
 
     def _single(self) -> Template:
         """What stands around a text that is read alone."""

@@ -143,7 +143,7 @@ class BertDot(Ranker):
         return self.model.encoder
 
     def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
-        return ("query", "text"), {"template": self.template, "query_length": self.query_length, "doc_length": self.doc_length,
+        return ("query", "text"), {"special tokens": self.template.pieces, "query_length": self.query_length, "doc_length": self.doc_length,
                                    "query_prompt": self.query_prompt, "text_prompt": self.text_prompt}
 
     def _encode(self, table: TokenTable, progress: Callable[[int], object] | None = None) -> np.ndarray:
@@ -301,7 +301,9 @@ class BertDot(Ranker):
     def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"}), layers: LayerNumbers = NO_LAYERS) -> Signals:
         """Scores of a batch, and of every query with every text of it, and what layers do; see ``Ranker.signals``."""
         self._require_signals(names)
-        distinct, local = np.unique(batch.texts.cpu().numpy(), return_inverse=True)          # (U,), (B, n)
+        texts_of, real = batch.texts.cpu().numpy(), batch.mask.cpu().numpy()
+        distinct = np.unique(texts_of[real])                                                 # (U,), those of padding not among them
+        local = np.where(real, np.searchsorted(distinct, texts_of), 0)                       # (B, n)
         queries, of_queries = self.represent(tokens.queries, batch.queries.cpu().numpy(), layers)    # (B, H)
         texts, of_texts = self.represent(tokens.texts, distinct, layers)                     # (U, H)
         every = self.scale * queries @ texts.T                                               # (B, U)

@@ -142,7 +142,7 @@ class CrossEncoder(Ranker):
         return self.model.base_model
 
     def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
-        return ("pair",), {"template": self.template, "max_length": self.max_length, "query_length": self.query_length,
+        return ("pair",), {"special tokens": self.template.pieces, "max_length": self.max_length, "query_length": self.query_length,
                            "query_prompt": self.query_prompt, "text_prompt": self.text_prompt}
 
     # ------------------------------------------------------------------ training
@@ -191,6 +191,8 @@ class CrossEncoder(Ranker):
             ValueError: If the shape does not fit the teacher, or ``init`` the shape.
         """
         layers, hidden = parsed_shape(shape)
+        if isinstance(init, str) and init not in ("random", "first", "strided") and "/" not in init and not Path(init).is_dir():
+            raise ValueError(f"tiny_bert(init={init!r}) is unknown: it is 'random', 'first', 'strided', a list of teacher layers, or a folder or hub name of a model.")
         if isinstance(init, Path) or (isinstance(init, str) and init not in ("random", "first", "strided")):
             student = cls(init, classes=teacher.classes, max_length=teacher.max_length, query_length=teacher.query_length, text_field=teacher.text_field,
                           query_prompt=teacher.query_prompt, text_prompt=teacher.text_prompt, texts=teacher.texts, device=teacher.device)

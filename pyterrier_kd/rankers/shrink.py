@@ -23,7 +23,7 @@ def layer_list(model: nn.Module, depth: int) -> str:
     """
     found = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no list of {depth} layers (do its layers share their weights?): it cannot be shrunk.")
+        raise ValueError(f"{type(model).__name__} has no list of {depth} layers (do its layers share their weights?): they cannot be told apart, to choose, compare or count them.")
     return min(found, key=len)
 
 
