@@ -22,8 +22,8 @@ LAYERS = [
     ["fitting", "validation", "distiller"],
 ]
 WITHIN = {
-    "losses": ["base", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
-    "rankers": ["shrink", "cost", "first_token", "taps", "base", "cross_encoder", "bert_dot"],
+    "losses": ["base", "layer_maps", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
+    "rankers": ["shrink", "cost", "first_token", "taps", "dot_model", "side", "saved", "base", "cross_encoder", "bert_dot"],
     "passages": ["aggregate", "cutting", "fused", "split"],
     "datasets": ["functions", "pycode", "provider"],
 }

@@ -15,7 +15,8 @@ import pyterrier_kd as kd
 from pyterrier_kd.errors import LayerMismatch, MissingSignal
 from pyterrier_kd.groups import from_frame
 from pyterrier_kd.losses import Attention, Embedding, HardLabels, Hidden, MarginMSE, Relations, SoftLabels
-from pyterrier_kd.losses.layerwise import SquaredProduct, layer_pairs
+from pyterrier_kd.losses.layer_maps import layer_pairs
+from pyterrier_kd.losses.layerwise import SquaredProduct
 from pyterrier_kd.rankers import base
 from pyterrier_kd.sampling import Sampler
 from pyterrier_kd.signals import Texts

@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,12 +22,13 @@ import pyterrier as pt
 import torch
 
 from .. import scoring
-from ..errors import CheckpointError, DataError, some
-from ..formats.checkpoints import METADATA, atomic_folder, model_limit, read_json, weights_fingerprint, write_json
+from ..errors import DataError
+from ..formats.checkpoints import model_limit
 from ..frames import TextFields, explained, fields_of, require_strings, row_texts
 from ..signals import Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
 from ..tokens import Template, TokenTable, assemble, tokenise, tokenizer_fingerprint
 from .cost import Cost, cost_of
+from .saved import Saved
 from .taps import kinds_of, listening
 
 NO_LAYERS: LayerNumbers = {}
@@ -43,7 +42,7 @@ class Tokens:
     texts: TokenTable
 
 
-class Ranker(pt.Transformer, ABC):
+class Ranker(Saved, pt.Transformer, ABC):
     """What all rankers share. See ``CrossEncoder`` and ``BertDot``.
 
     Attributes:
@@ -55,8 +54,6 @@ class Ranker(pt.Transformer, ABC):
 
     SETTINGS: ClassVar[tuple[str, ...]] = ("text_field", "query_prompt", "text_prompt")
     signal_names: ClassVar[frozenset[str]] = frozenset({"scores"})
-
-    model: Any      # a torch module; its own attributes (config, heads) depend on its kind
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, batch_size: int | None, text_field: TextFields,
                  query_prompt: str, text_prompt: str, texts: pt.Transformer | None, device: str | torch.device | None,
@@ -285,40 +282,7 @@ class Ranker(pt.Transformer, ABC):
                           "For long documents, split them into passages: kd.passages.split(ranker) >> ranker >> kd.passages.max_passage().",
                           stacklevel=4)
 
-    # ------------------------------------------------------------------ identity
-
-    def settings(self) -> dict[str, Any]:
-        """The settings on which scores depend, as JSON values."""
-        values = {key: getattr(self, key) for key in self.SETTINGS}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify the weights; computed once for each state of the weights.
-
-        Torch counts the changes of a tensor, but fused optimisers change it uncounted: norms tell as well.
-        """
-        held = [*self.model.parameters(), *self.model.buffers()]
-        state = tuple((id(p), p.data_ptr(), p._version, float(p.detach().float().norm())) for p in held)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, weights_fingerprint(self.model))
-        return self._fingerprint[1]
-
-    def _key(self) -> tuple[Any, ...]:
-        """What makes two rankers score alike; PyTerrier shares the work of transformers that are equal."""
-        return (type(self).__name__, self.fingerprint(), repr(self.settings()), repr(self.texts), self.dtype)
-
-    def __eq__(self, other: object) -> bool:
-        # two text loaders may look alike and load different texts: their own equality counts
-        return self._key() == other._key() and self.texts == other.texts if isinstance(other, Ranker) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __repr__(self) -> str:
-        shown = f"{Path(self.name).name if Path(self.name).is_absolute() else self.name!r}, " if self.name else ""
-        return f"{type(self).__name__}({shown}weights={self.fingerprint()[:6]})"
-
-    # ------------------------------------------------------------------ copies and folders
+    # ------------------------------------------------------------------ copies
 
     def clone(self) -> Self:
         """A ranker of its own with the same weights; training one leaves the other as it is."""
@@ -360,44 +324,6 @@ class Ranker(pt.Transformer, ABC):
         """Parameters, and multiply-adds for one row of ``tokens`` tokens: a pair where query and text are read together, else one side. See ``Cost``."""
         return cost_of(self.model, self.encoder, tokens)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes a folder that is a Hugging Face model folder and a PyTerrier artifact.
-
-        The folder appears whole or not at all; if writing fails, what was at ``path`` stays as it was.
-
-        Args:
-            path: The folder; replaced if it holds a model already.
-
-        Raises:
-            FileExistsError: If it holds other files, which would be lost.
-            OSError: If the disk is full or cannot be written.
-        """
-        held = os.listdir(path) if os.path.isdir(path) else []
-        if held and "config.json" not in held:
-            raise FileExistsError(f"{path} is a folder with other files ({some(sorted(held))}), which save would replace: pass a new folder.")
-        with atomic_folder(path) as folder:
-            self._save_model(folder)
-            self.tokenizer.save_pretrained(folder)
-            write_json(folder / METADATA, {
-                "type": "neural_ranker", "format": "kd", "package_hint": "pyterrier-kd", "ranker": type(self).__name__,
-                "settings": self.settings(), "fingerprint": self.fingerprint(), **self.metadata_})
-        return Path(path)
-
-    @abstractmethod
-    def _save_model(self, folder: Path) -> None:
-        """Writes weights and configuration."""
-
-    @classmethod
-    def load(cls, path: Any, **settings: Any) -> Self:
-        """Loads what ``save`` wrote; the same as the constructor with the folder's name.
-
-        Raises:
-            CheckpointError: If the folder is incomplete, damaged or of another kind of ranker.
-        """
-        return cls(str(path), **settings)
-
-    from_pretrained = load
-
     def warm_up(self) -> Self:
         """Scores one pair, so that what a device does only once is not counted in the first query's time."""
         self.score(["warm"], ["up"])
@@ -408,21 +334,6 @@ class Ranker(pt.Transformer, ABC):
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """None: a text loader is a setting, no stage of its own."""
         return {}
-
-
-WRITTEN = ("type", "format", "package_hint", "ranker", "settings", "fingerprint")     # anew, at every save
-
-
-def stored_metadata(name: str, ranker: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings that ``save`` wrote into a folder, and what it tells of its making; both {} for a foreign folder.
-
-    Raises:
-        CheckpointError: If the folder holds another kind of ranker.
-    """
-    metadata = read_json(name, METADATA)
-    if metadata.get("ranker", ranker) != ranker:
-        raise CheckpointError(f"{name!r} holds a {metadata['ranker']}, not a {ranker}: load it with kd.load({name!r}).")
-    return metadata.get("settings", {}), {k: v for k, v in metadata.items() if k not in WRITTEN}
 
 
 def require_tokenizer(tokenizer: Any, who: str) -> None:

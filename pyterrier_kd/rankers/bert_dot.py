@@ -24,34 +24,15 @@ from .. import scoring
 from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
-from ..frames import TextFields, explained, fields_of, require_strings, row_texts
+from ..frames import TextFields, explained, fields_of, row_texts
 from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, tokenise
-from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
-from .first_token import first_token_only
+from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, takes_types
+from .dot_model import DotModel
+from .saved import stored_metadata
 from .shrink import Indices, shrunk
+from .side import Side
 from .taps import listening, reach
-
-
-class DotModel(nn.Module):
-    """An encoder, a pooling of its last hidden states, and what follows: (N, T) ids -> (N, H) vectors."""
-
-    def __init__(self, encoder: nn.Module, pooling: str, steps: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.encoder, self.pooling, self.steps = encoder, pooling, nn.ModuleList(steps)
-
-    def forward(self, whole: bool = False, **inputs: Tensor) -> Tensor:
-        """(N, H) float32 vectors; ``whole`` runs the last layer for all tokens even where the first is enough."""
-        with first_token_only(self.encoder) if self.pooling == "cls" and not whole else contextlib.nullcontext():
-            hidden = self.encoder(**inputs).last_hidden_state.float()                        # (N, T, H)
-        if self.pooling == "cls":
-            vectors = hidden[:, 0]
-        else:
-            real = inputs["attention_mask"].unsqueeze(-1).float()
-            vectors = (hidden * real).sum(1) / real.sum(1).clamp(min=1e-9)
-        for step in self.steps:
-            vectors = step(vectors)
-        return vectors.float()
 
 
 class BertDot(Ranker):
@@ -355,39 +336,3 @@ class Memory:
             vectors[torch.from_numpy(todo)] = self.represent(table, todo)[0].cpu()
             done[todo] = True
         return vectors[torch.from_numpy(rows)].to(self.device), ()
-
-
-class Side(pt.Transformer):
-    """One side of a ``BertDot``: adds the vector of the query, or of the text."""
-
-    schematic: ClassVar[dict[str, Any]] = {"label": "BertDot side", "help_url": None}
-
-    def __init__(self, ranker: BertDot, side: str) -> None:
-        self.ranker, self.side = ranker, side
-        self.text_field, self.verbose, self.batch_size = ranker.text_field, ranker.verbose, ranker.batch_size
-
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Adds ``query_vec`` or ``doc_vec``."""
-        columns = ["query"] if self.side == "query" else fields_of(self.ranker.text_field)
-        pt.validate.columns(inp, includes=columns, context=self)
-        if self.side == "query":
-            require_strings(inp, "query", self)
-            return inp.assign(query_vec=list(self.ranker.encode_queries(inp["query"])))
-        return inp.assign(doc_vec=list(self.ranker.encode_docs(row_texts(inp, columns, None, self))))
-
-    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """Cuts before texts are encoded rather than after."""
-        return pt.RankCutoff(k) >> self if self.side == "doc" else None
-
-    def __eq__(self, other: object) -> bool:
-        return self.side == other.side and self.ranker == other.ranker if isinstance(other, Side) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((self.side, self.ranker))
-
-    def __repr__(self) -> str:
-        return f"{self.ranker!r}.{self.side}_encoder()"
-
-    def subtransformers(self) -> dict[str, pt.Transformer]:
-        """None: the ranker is no stage of its own."""
-        return {}

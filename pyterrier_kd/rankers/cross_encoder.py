@@ -26,8 +26,9 @@ from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..frames import TextFields
 from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
-from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, stored_metadata, takes_types
+from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, takes_types
 from .first_token import HEADS, first_token_only
+from .saved import stored_metadata
 from .shrink import parsed_shape, random_model, shrunk
 from .taps import listening, reach
 

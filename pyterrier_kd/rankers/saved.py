@@ -1,0 +1,122 @@
+"""A ranker as a value and as a folder: what makes two rankers the same, and how one is kept.
+
+PyTerrier shares the work of transformers that are equal, and stores of scores ask whose they are. So a ranker is identified by its weights and by
+the settings on which its scores depend; its name plays no part. Its folder is a Hugging Face model folder and a PyTerrier artifact.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pyterrier as pt
+import torch
+
+from ..errors import CheckpointError, some
+from ..formats.checkpoints import METADATA, atomic_folder, read_json, weights_fingerprint, write_json
+
+
+class Saved(ABC):
+    """What a ranker is told by, and how it is saved and loaded.
+
+    Attributes:
+        model: The torch module.
+        tokenizer: Its transformers tokenizer.
+        metadata_: What is known of how the weights came to be (teacher, strategy, losses, seed, measure, ...).
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]]
+
+    model: Any      # a torch module; its own attributes (config, heads) depend on its kind
+    tokenizer: Any
+    name: str
+    texts: pt.Transformer | None
+    dtype: torch.dtype | None
+    metadata_: dict[str, Any]
+    _fingerprint: tuple[Any, str] | None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings on which scores depend, as JSON values."""
+        values = {key: getattr(self, key) for key in self.SETTINGS}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the weights; computed once for each state of the weights.
+
+        Torch counts the changes of a tensor, but fused optimisers change it uncounted: norms tell as well.
+        """
+        held = [*self.model.parameters(), *self.model.buffers()]
+        state = tuple((id(p), p.data_ptr(), p._version, float(p.detach().float().norm())) for p in held)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = (state, weights_fingerprint(self.model))
+        return self._fingerprint[1]
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes two rankers score alike; PyTerrier shares the work of transformers that are equal."""
+        return (type(self).__name__, self.fingerprint(), repr(self.settings()), repr(self.texts), self.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        # two text loaders may look alike and load different texts: their own equality counts
+        return self._key() == other._key() and self.texts == other.texts if isinstance(other, Saved) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        shown = f"{Path(self.name).name if Path(self.name).is_absolute() else self.name!r}, " if self.name else ""
+        return f"{type(self).__name__}({shown}weights={self.fingerprint()[:6]})"
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a folder that is a Hugging Face model folder and a PyTerrier artifact.
+
+        The folder appears whole or not at all; if writing fails, what was at ``path`` stays as it was.
+
+        Args:
+            path: The folder; replaced if it holds a model already.
+
+        Raises:
+            FileExistsError: If it holds other files, which would be lost.
+            OSError: If the disk is full or cannot be written.
+        """
+        held = os.listdir(path) if os.path.isdir(path) else []
+        if held and "config.json" not in held:
+            raise FileExistsError(f"{path} is a folder with other files ({some(sorted(held))}), which save would replace: pass a new folder.")
+        with atomic_folder(path) as folder:
+            self._save_model(folder)
+            self.tokenizer.save_pretrained(folder)
+            write_json(folder / METADATA, {
+                "type": "neural_ranker", "format": "kd", "package_hint": "pyterrier-kd", "ranker": type(self).__name__,
+                "settings": self.settings(), "fingerprint": self.fingerprint(), **self.metadata_})
+        return Path(path)
+
+    @abstractmethod
+    def _save_model(self, folder: Path) -> None:
+        """Writes weights and configuration."""
+
+    @classmethod
+    def load(cls, path: Any, **settings: Any) -> Self:
+        """Loads what ``save`` wrote; the same as the constructor with the folder's name.
+
+        Raises:
+            CheckpointError: If the folder is incomplete, damaged or of another kind of ranker.
+        """
+        return cls(str(path), **settings)    # type: ignore[call-arg]
+
+    from_pretrained = load
+
+
+WRITTEN = ("type", "format", "package_hint", "ranker", "settings", "fingerprint")     # anew, at every save
+
+
+def stored_metadata(name: str, ranker: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that ``save`` wrote into a folder, and what it tells of its making; both {} for a foreign folder.
+
+    Raises:
+        CheckpointError: If the folder holds another kind of ranker.
+    """
+    metadata = read_json(name, METADATA)
+    if metadata.get("ranker", ranker) != ranker:
+        raise CheckpointError(f"{name!r} holds a {metadata['ranker']}, not a {ranker}: load it with kd.load({name!r}).")
+    return metadata.get("settings", {}), {k: v for k, v in metadata.items() if k not in WRITTEN}
