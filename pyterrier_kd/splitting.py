@@ -7,6 +7,7 @@ again. Only a word that is longer than a window has to be cut inside.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,9 +100,9 @@ class Splitter:
     @staticmethod
     def _words(text: str, encoding: Any) -> Words:
         ids = np.array(encoding.ids, dtype=np.int32)
-        number = np.array([-2 - i if word is None else word for i, word in enumerate(encoding.word_ids)], dtype=np.int64)
-        token_chars = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
-        new = np.flatnonzero(np.diff(number, prepend=-1)) if len(ids) else np.empty(0, dtype=np.int64)
+        number = np.array(encoding.word_ids, dtype=np.float64)     # NaN, which differs from everything, for special tokens in the text
+        token_chars = np.fromiter(itertools.chain.from_iterable(encoding.offsets), dtype=np.int64, count=2 * len(ids))[::2]
+        new = np.flatnonzero(np.diff(number, prepend=-1) != 0)
         return Words(text, ids, np.append(new, len(ids)), np.append(token_chars[new], len(text)), token_chars)
 
     def windows(self, words: Words, length: int, stride: int, behind: bool = False) -> Iterator[Window]:

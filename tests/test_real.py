@@ -1,5 +1,8 @@
 """Real models, real collections, real peers: slower, marked (pytest -m slow; pytest -m gpu; pytest -m hub)."""
 
+import gzip
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import torch
 from conftest import make_cross, make_dot, make_frame, make_qrels
 
 import pyterrier_kd as kd
+from pyterrier_kd.tokens import encode
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -60,6 +64,56 @@ def test_scores_equal_sentence_transformers_on_real_texts(minilm, nfcorpus, tmp_
         model = SentenceTransformer(minilm, device="cpu")
         expected = (model.encode(frame["query"].tolist()) * model.encode(frame["text"].tolist())).sum(1)
         assert np.allclose(dot(frame)["score"], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def articles() -> pd.DataFrame:
+    """Whole Wikipedia articles as candidates of one query."""
+    with gzip.open(DATA / "wikiboolq" / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, 60)]
+    return pd.DataFrame(rows)[["docno", "title", "text"]].assign(qid="1", query="is the state of new york part of new england")
+
+
+@pytest.mark.slow
+@needs_data
+def test_passages_of_real_articles_read_as_in_the_whole(minilm, articles) -> None:
+    ranker = kd.CrossEncoder(minilm, max_length=256, device="cpu")
+    passages = kd.passages.split(ranker)(articles)
+    assert len(passages) > 1000
+    lengths = ranker._tokenise_texts(passages["text"].tolist()).lengths + ranker._prepare_queries(articles["query"].tolist()[:1]).lengths[0] + ranker.template.special
+    assert lengths.max() <= 256
+    assert np.median(lengths) >= 250
+    splitter = kd.splitting.Splitter(ranker.tokenizer)
+    for words in splitter.words(articles["text"].tolist()):
+        windows = list(splitter.windows(words, 200, 200))
+        assert np.array_equal(np.concatenate([w.ids for w in windows]), words.ids)
+        assert encode(ranker.tokenizer, [w.text for w in windows]) == [w.ids.tolist() for w in windows]
+
+
+@pytest.mark.slow
+@needs_data
+def test_compiled_scores_of_real_articles_are_the_same(minilm, articles) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranker = kd.CrossEncoder(minilm, max_length=256, device="cpu").shrink(2)
+    pipeline = kd.passages.split(ranker) >> ranker >> kd.passages.max_passage()
+    slow, fast = pipeline(articles.head(6)), pipeline.compile()(articles.head(6))
+    assert np.abs(slow["score"] - fast["score"]).max() < 1e-5
+    pd.testing.assert_frame_equal(slow.drop(columns="score"), fast.drop(columns="score"))
+
+
+@pytest.mark.slow
+@needs_data
+def test_a_real_student_learns_from_its_teachers_layers(minilm, nfcorpus) -> None:
+    frame, qrels = nfcorpus["candidates"], nfcorpus["qrels"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        teacher = kd.CrossEncoder(minilm, classes=2, max_length=96, device="cpu")
+        student = kd.CrossEncoder.tiny_bert("L3_H192", teacher, init="first")
+        strategy = kd.strategies.simplified_tinybert().with_settings(steps=20, batch_size=4, learning_rate=3e-4, dropout=0)
+        history = kd.Distiller(student, teacher, strategy=strategy, validate_every=5, verbose=False).fit(frame, qrels).history_
+    for term in ("Attention()", "Hidden()", "Embedding()"):
+        assert history[term].iloc[-1] < 0.9 * history[term].iloc[0]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from ..rankers import Ranker
 from ..splitting import LEAST, WHITE, Splitter, Window, Words, check_sizes
 from ..tokens import tokenizer_fingerprint
 
-ROWS = 2048     # documents held at once
+ROWS = 256      # documents held at once
 UNLIMITED = 1 << 40
 
 

@@ -35,8 +35,9 @@ class Split(pt.Transformer):
                 docnos.append(f"{frame['docno'].iat[row]}%p{number}")
                 passages.append(window.text)
                 cut_heads.append(cut.head)
-        out = frame.iloc[rows].reset_index(drop=True).assign(docno=pd.Series(docnos, dtype=object))
-        return out.assign(**self.cutter.columns(out, cut_heads, passages))
+        # the whole text would be copied for each of its passages otherwise
+        out = frame.drop(columns=[self.cutter.field]).iloc[rows].reset_index(drop=True).assign(docno=pd.Series(docnos, dtype=object))
+        return out.assign(**self.cutter.columns(out, cut_heads, passages))[frame.columns]
 
     def fuse_right(self, right: pt.Transformer) -> pt.Transformer | None:
         """Splitting and scoring as one step, if the ranker reads as this splitter counts."""
