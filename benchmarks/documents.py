@@ -125,6 +125,5 @@ for number in range(args.rounds + 1):
 difference = (scores["plain"]["score"] - scores["compiled"]["score"]).abs().max()
 count = len(passages.split(tiny)(frame))
 print(f"{args.collection}, {len(topics)} queries, {len(frame)} candidates ({frame['docno'].nunique()} documents) in {count} passages: "
-      f"outside the model {statistics.median(outside['plain']):.2f} s, "
-      f"compiled {statistics.median(outside['compiled']):.2f} s: {spread([a / b for a, b in zip(outside['plain'], outside['compiled'], strict=True)])} times less; "
-      f"largest difference of scores {difference:.1e}")
+      f"outside the model {statistics.median(outside['plain']):.2f} s, compiled {statistics.median(outside['compiled']):.2f} s: "
+      f"{spread([a / b for a, b in zip(outside['plain'], outside['compiled'], strict=True)])} times less; largest difference of scores {difference:.1e}")
