@@ -34,12 +34,12 @@ topics = topics.sample(min(args.test_queries, len(topics)), random_state=0)
 candidates, engine = first_stage.bm25(args.collection, max(20, args.depth))
 folder = Path(args.teacher or args.out)
 if not (folder / "config.json").exists():
-    encoder = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length)
+    encoder = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length, query_length=args.max_length // 2)
     learning = training_passages(candidates, train, train_qrels, encoder, args.queries, stride=int(encoder.room(["a query of some words"])[0]))
     stage = kd.Stage(losses.InfoNCE(in_batch=False), steps=args.steps, learning_rate=1e-4, batch_size=8, sampler=kd.Sampler(texts=4), name="fine_tune")
     distil = kd.Distiller(encoder, learning[["qid", "docno", "score"]], strategy=stage, keep_top=kd.KeepTop(1), dropout=0)
     distil.fit(learning, train_qrels).student_.save(folder)
-ranker = kd.CrossEncoder(str(folder), max_length=args.max_length, verbose=True)
+ranker = kd.CrossEncoder(str(folder), max_length=args.max_length, query_length=args.max_length // 2, verbose=True)
 
 # 2. Score every passage once; then documents by their first, best, three best, and all
 run = (candidates % args.depth)(topics)

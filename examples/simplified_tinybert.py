@@ -29,12 +29,13 @@ parser.add_argument("--shape", default="L3_H384", help="of the student; the pape
 parser.add_argument("--init", default="first", help="of the student: random, first, strided (layers of the pre-trained encoder), or a general TinyBERT")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--queries", type=int, default=2000, help="training queries")
-parser.add_argument("--negatives", type=int, default=3, help="other documents a training query")
-parser.add_argument("--passages", type=int, default=4, help="passages a training document that share most words with the query; of these the teacher keeps its top 5")
+parser.add_argument("--negatives", type=int, default=7, help="other documents a training query")
+parser.add_argument("--passages", type=int, default=2, help="passages a training document that share most words with the query; of these the teacher keeps its top 5")
 parser.add_argument("--max-length", type=int, default=256, help="tokens of query and passage")
 parser.add_argument("--depths", type=int, nargs="+", default=[10, 20, 50, 100], help="documents that are re-ranked; the last for Table 1")
 parser.add_argument("--stride", type=float, default=1.0, help="of passages, as a part of their length")
 parser.add_argument("--epochs", type=float, default=1)
+parser.add_argument("--batch-size", type=int, default=8, help="queries a step, two passages each")
 parser.add_argument("--learning-rate", type=float, default=3e-4)
 parser.add_argument("--teacher-epochs", type=float, default=1)
 parser.add_argument("--test-queries", type=int, default=200)
@@ -48,7 +49,8 @@ out.mkdir(parents=True, exist_ok=True)
 (train, train_qrels), (valid, valid_qrels), (test, qrels) = first_stage.topics_and_qrels(args.collection).values()
 test = test.sample(min(args.test_queries, len(test)), random_state=0)
 candidates, engine = first_stage.bm25(args.collection, max(args.depths))
-encoder = kd.CrossEncoder(first_stage.minilm(), classes=2, max_length=args.max_length)      # pre-trained; its head is new
+limits = {"max_length": args.max_length, "query_length": args.max_length // 2}
+encoder = kd.CrossEncoder(first_stage.minilm(), classes=2, **limits)        # pre-trained; its head is new
 room = int(encoder.room(["a query of some ten words, as most of them are"])[0])
 stride = max(1, int(args.stride * room))
 
@@ -86,24 +88,25 @@ def trained(name: str, student: kd.CrossEncoder, teacher: object, strategy: kd.S
 
 def sized(strategy: kd.Strategy) -> kd.Strategy:
     """A strategy at this machine's size, unless the paper's is asked for: one rate for all, so that rows differ in their losses alone."""
-    return strategy if args.paper else strategy.with_settings(epochs=args.epochs, learning_rate=args.learning_rate, batch_size=16, schedule="linear", warmup=0.1)
+    return strategy if args.paper else strategy.with_settings(epochs=args.epochs, learning_rate=args.learning_rate, batch_size=args.batch_size, schedule="linear", warmup=0.1)
 
 
 # 2. The teacher: a ranker of passages, trained on the one passage of each document that shares most words with the query
 if args.teacher:
-    teacher = kd.CrossEncoder(args.teacher, max_length=args.max_length)
+    teacher = kd.CrossEncoder(args.teacher, **limits)
 else:
-    stage = kd.Stage(losses.HardLabels(), epochs=args.teacher_epochs, learning_rate=1e-4, batch_size=8, sampler=kd.Sampler(texts=1 + args.negatives), name="fine_tune")
-    hard = kd.Strategy("fine_tune", (stage,))
+    # InfoNCE tells the documents of a query apart, hard labels make of the scores the probabilities that the students' soft labels are
+    stage = kd.Stage(losses.InfoNCE(in_batch=False) + losses.HardLabels(), epochs=args.teacher_epochs, learning_rate=1e-4, batch_size=8,
+                     sampler=kd.Sampler(texts=1 + args.negatives), name="fine_tune")
     by_words = learning[["qid", "docno", "score"]]
-    teacher, _ = trained("teacher", encoder, by_words, hard, 0, keep_top=kd.KeepTop(1), validate_every=10**9)
+    teacher, _ = trained("teacher", encoder, by_words, kd.Strategy("fine_tune", (stage,)), 0, keep_top=kd.KeepTop(1), dropout=0, validate_every=10**9)
 
 # 3. The students: the same start for every row, and the same passages, the teacher's top five of each document
 start = kd.CrossEncoder.tiny_bert(args.shape, encoder, args.init)
 two_steps = sized(strategies.tinybert())
 layers, prediction = (kd.Strategy(stage.name, (stage,)) for stage in two_steps.stages)
 with_labels = kd.Strategy("prediction", sized(strategies.tinybert(hard_label=True)).stages[1:])
-settings = {"keep_top": kd.KeepTop(5), "validate_every": None if args.paper else max(1, int(args.epochs * args.queries / 16 / 3))}
+settings = {"keep_top": kd.KeepTop(5), "validate_every": None if args.paper else max(1, int(args.epochs * args.queries / args.batch_size / 3))}
 models, seconds = {"teacher": [teacher], "undistilled start": [start]}, {}
 for seed in args.seeds:
     shared, of_layers = trained("layers", start, teacher, layers, seed, **settings)       # both two-step rows begin with it

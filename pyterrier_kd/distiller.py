@@ -193,7 +193,7 @@ class Distiller(pt.Estimator):
             needs = stage.loss.needs
             for name in sorted(needs.student - student.signal_names):
                 raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
-            if needs.teacher and self.teacher is None and stage.teacher is None:
+            if needs.teacher and stage.taught_by(self.teacher) is None:
                 raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return bound_losses(strategy, student, self.teacher, self.seed)
 
@@ -225,7 +225,7 @@ class Distiller(pt.Estimator):
         for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
             if not isinstance(source, Groups) or stage.loss.needs.teacher != {"scores"}:
                 continue
-            teacher = self.teacher if stage.teacher is None else stage.teacher
+            teacher = stage.taught_by(self.teacher)
             rows = source.row
             if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
                 rows = rows[rows_ahead(stage, source, (self.seed, i), processes())]

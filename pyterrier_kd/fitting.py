@@ -28,7 +28,7 @@ from .formats.checkpoints import read_json, recover
 from .groups import Groups
 from .losses import BoundLoss
 from .rankers import Ranker
-from .signals import SCORES, LayerNumbers, Signals, Texts
+from .signals import LAYERWISE, SCORES, LayerNumbers, Signals, Texts
 from .stages import Stage, rows_ahead
 from .strategies import Strategy
 from .teacher_signals import architecture_of, given_signals, live_signals, require_live
@@ -67,9 +67,8 @@ def bound_losses(strategy: Strategy, student: Ranker, teacher: Any, seed: int) -
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for stage in strategy.stages:
-            own = teacher if stage.teacher is None else stage.teacher
-            alone = stage.corpus is not None
-            mine, theirs = student.architecture(alone), architecture_of(own, alone)
+            own, alone, compares = stage.taught_by(teacher), stage.corpus is not None, stage.loss.needs.student & LAYERWISE
+            mine, theirs = (student.architecture(alone), architecture_of(own, alone)) if compares else (None, None)
             bound.append(stage.loss.bind(mine, theirs, learned))
             if not stage.loss.needs.teacher <= {"scores"}:
                 require_live(own, bound[-1])
@@ -204,7 +203,7 @@ class Fit:
         """What gives a stage its target signals."""
         if stage.loss.needs.teacher <= {"scores"}:
             return given_signals
-        return live_signals(self.settings.teacher if stage.teacher is None else stage.teacher, source if isinstance(source, Groups) else None, loss, self.accelerator.device)
+        return live_signals(stage.taught_by(self.settings.teacher), source if isinstance(source, Groups) else None, loss, self.accelerator.device)
 
     @contextlib.contextmanager
     def _bar(self, stage: Stage, training: Training) -> Iterator[Callable[[float, int, float], None]]:

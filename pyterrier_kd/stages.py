@@ -79,6 +79,10 @@ class Stage:
             raise ValueError(f"Stage(loss={self.loss!r}, corpus=...) needs {'labels' if beyond is True else sorted(beyond)}, which texts without queries do not have: "
                              "only losses over layers can be trained on a corpus, such as Attention() + Hidden() + Embedding().")
 
+    def taught_by(self, teacher: Any) -> Any:
+        """This stage's own teacher, or else ``teacher``, that of the whole training."""
+        return teacher if self.teacher is None else self.teacher
+
     def total(self, source: Source, processes: int) -> int:
         """The number of optimiser steps over a source."""
         return self.steps or max(1, math.ceil(self.epochs * self.epoch(source, processes)))

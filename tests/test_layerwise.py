@@ -379,7 +379,8 @@ def test_attention_that_cannot_be_heard_is_an_error_and_never_nothing() -> None:
     config = transformers.DebertaV2Config(**SIZES, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=1, relative_attention=True, pos_att_type=["p2c", "c2p"])
     ranker = kd.CrossEncoder(transformers.DebertaV2ForSequenceClassification(config), make_tokenizer(), device="cpu")
     refused(ranker.clone(), ranker, Attention(), r"do not say what their attention reads .* Use Hidden\(\) and Embedding\(\) alone", MissingSignal)
-    kd.Distiller(ranker.clone(), ranker, loss=Hidden() + Embedding(), steps=1, verbose=False).fit(FRAME)
+    history = kd.Distiller(ranker.clone(), ranker, loss=Hidden() + Embedding(), steps=1, verbose=False).fit(FRAME).history_
+    assert history[["Hidden()", "Embedding()"]].notna().all(axis=None)
 
 
 # ---------------------------------------------------------------------- training

@@ -13,6 +13,7 @@ import transformers
 from conftest import WORDS, make_cross, make_dot, make_frame, make_tokenizer
 
 import pyterrier_kd as kd
+from pyterrier_kd import splitting
 from pyterrier_kd.errors import DataError
 from pyterrier_kd.groups import Groups, from_frame
 from pyterrier_kd.passages import first_passage, k_max_mean, max_passage, mean_passage, split
@@ -102,6 +103,46 @@ def test_windows_are_as_long_as_they_can_be() -> None:
     assert [len(w.ids) for w in splitter.windows(words, 100, 50)] == [100]
 
 
+@pytest.mark.parametrize("part", [1, 30, 4096])
+def test_windows_are_the_same_where_tokens_are_located_only_when_asked_for(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "PART", part)
+    splitter = Splitter(make_tokenizer())
+    assert splitter.begins is not None
+    texts = HARD + random_texts(60, seed=part) + [" ".join(random_texts(20, seed=9))]
+    located = []
+    monkeypatch.setattr(splitting, "char_starts", lambda encoding, starts=splitting.char_starts: located.append(len(encoding.ids)) or starts(encoding))
+    eager, lazy = splitter.words(texts), splitter.words(texts, places=False)
+    assert sum(located) == sum(len(words.ids) for words in eager)
+    assert max(len(words.parts) for words in lazy) > 2 or part == 4096
+    for text, one, other in zip(texts, eager, lazy, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.starts.tolist() == other.starts.tolist()
+        assert one.chars(0, len(one.ids)).tolist() == other.chars(0, len(one.ids)).tolist()
+        for length, stride in ((12, 12), (7, 3)):
+            pairs = zip(splitter.windows(one, length, stride), splitter.windows(other, length, stride), strict=True)
+            assert all((a.start, a.text, a.ids.tolist()) == (b.start, b.text, b.ids.tolist()) for a, b in pairs), text
+
+
+def test_only_the_chosen_passage_is_located(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker, located = make_cross(seed=2), []
+    frame = candidates([" ".join(random.Random(i).choices(WORDS, k=4000)) for i in range(3)])
+    monkeypatch.setattr(splitting, "char_starts", lambda encoding, starts=splitting.char_starts: located.append(len(encoding.ids)) or starts(encoding))
+    (split(ranker) >> ranker >> max_passage()).compile()(frame)
+    assert 0 < sum(located) < sum(len(encode(ranker.tokenizer, [text])[0]) for text in frame["text"]) / 2
+
+
+def test_a_character_that_is_several_words_is_in_one_window() -> None:
+    backend = tokenizers.Tokenizer.from_str(make_tokenizer().backend_tokenizer.to_str())
+    backend.normalizer = tokenizers.normalizers.NFKC()
+    splitter = Splitter(transformers.PreTrainedTokenizerFast(tokenizer_object=backend))
+    text = "tea \u2026 " * 30       # three dots
+    (words,) = splitter.words([text])
+    assert len(words.ids) == 4 * 30
+    for length in (4, 5, 6, 7):
+        for window in splitter.windows(words, length, length):
+            assert splitter.ids(window.text).tolist() == window.ids.tolist()
+
+
 # ---------------------------------------------------------------------- frames
 
 
@@ -161,7 +202,7 @@ def test_each_document_is_tokenised_once_and_each_text_encoded_once(monkeypatch:
     fused = (split(ranker, length=20) >> ranker >> max_passage()).compile()
     read, encoded = [], []
     words, encode_table = Splitter.words, kd.BertDot._encode
-    monkeypatch.setattr(Splitter, "words", lambda self, texts, behind: read.extend(filter(None, texts)) or words(self, texts, behind))
+    monkeypatch.setattr(Splitter, "words", lambda self, texts, *a, **k: read.extend(filter(None, texts)) or words(self, texts, *a, **k))
     monkeypatch.setattr(kd.BertDot, "_encode", lambda self, table, *a: encoded.append(len(table)) or encode_table(self, table, *a))
     fused(frame)
     assert len(read) == len(set(read)) == 2

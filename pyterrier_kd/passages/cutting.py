@@ -54,6 +54,7 @@ class Cutter:
         self.field, self.before = fields[-1], fields[:-1]
         self.title = None if self.before or title == self.field else title
         self.prompt = self.ranker.text_prompt if self.ranker is not None else ""
+        self.prompt_ids = self.splitter.ids(self.prompt.removesuffix(" "))
         # what follows the prompt stands behind one space: the prompt's own, or one that is put there
         self.space = " " if self.prompt and not self.prompt.endswith(" ") else ""
         if length is None and self.ranker is None:
@@ -126,8 +127,14 @@ class Cutter:
                 found[row] = cut
         return found
 
-    def cut(self, heads: Sequence[str], texts: Sequence[str], rooms: np.ndarray) -> list[Passages]:
+    def cut(self, heads: Sequence[str], texts: Sequence[str], rooms: np.ndarray, places: bool = True) -> list[Passages]:
         """The passages of some rows. Each distinct document is tokenised once, and split once for each amount of room.
+
+        Args:
+            heads: What stands before each row's passages.
+            texts: The documents.
+            rooms: The tokens that there are for head and passage.
+            places: Whether the texts of most passages will be asked for, or only their tokens.
 
         Raises:
             DataError: If query and title leave too little room.
@@ -135,7 +142,7 @@ class Cutter:
         documents: dict[tuple[str, str], int] = {}
         numbers = [documents.setdefault(pair, len(documents)) for pair in zip(heads, texts, strict=True)]
         titles = self.splitter.words([head for head, _ in documents], [bool(self.prompt)] * len(documents))
-        words = self.splitter.words([text for _, text in documents], [bool(self.prompt or head) for head, _ in documents])
+        words = self.splitter.words([text for _, text in documents], [bool(self.prompt or head) for head, _ in documents], places)
         known: dict[tuple[int, int], Passages] = {}
         found = []
         for number, room in zip(numbers, rooms.tolist(), strict=True):
@@ -146,11 +153,10 @@ class Cutter:
 
     def _passages(self, title: Words, words: Words, room: int) -> Passages:
         """The passages of one document."""
-        prompt_ids = self.splitter.ids(self.prompt.removesuffix(" "))
-        left = room - len(prompt_ids)
+        left = room - len(self.prompt_ids)
         half = max(1, left // 2)                            # a long title leaves at least half of the room to the passage
         head = next(self.splitter.windows(title, half, half, behind=bool(self.prompt)))
-        head_ids = np.concatenate([prompt_ids, head.ids])
+        head_ids = np.concatenate([self.prompt_ids, head.ids])
         left = room - len(head_ids)
         length = left if self.length is None else min(self.length, left)
         if length < LEAST:
@@ -158,7 +164,7 @@ class Cutter:
         stride = max(1, length // 2) if self.stride is None else min(self.stride, length)
         windows = list(self.splitter.windows(words, length, stride, behind=bool(len(head_ids))))
         shown = head.text.removeprefix(" ")
-        if not windows[0].text:                             # then the head is read on its own
+        if not len(windows[0].ids):                     # then the head is read on its own
             head_ids = self.splitter.ids(self.prompt + self.joined(shown, ""))
         return Passages(shown, head_ids, windows)
 

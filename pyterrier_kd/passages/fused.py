@@ -85,7 +85,7 @@ class RankByPassages(pt.Transformer):
         scores, passages, kept_heads = np.empty(len(frame)), [""] * len(frame), [""] * len(frame)
         with self.ranker.scoring_tokens(list(queries)) as score:
             for rows in self.cutter.chunks(heads, texts):
-                cuts = self.cutter.cut([heads[i] for i in rows], [texts[i] for i in rows], rooms[rows])
+                cuts = self.cutter.cut([heads[i] for i in rows], [texts[i] for i in rows], rooms[rows], places=False)
                 table, starts, text_rows = self._table(cuts)
                 sizes = np.diff(np.append(starts, len(text_rows)))
                 each = score(np.repeat(codes[rows], sizes), table, text_rows).astype(np.float64)

@@ -29,7 +29,8 @@ from ..signals import Architecture, Batch, LayerNumbers, Layers, Signals, Texts,
 from ..tokens import Template, TokenTable, assemble, tokenise, tokenizer_fingerprint
 from .cost import Cost, cost_of
 from .saved import Saved
-from .taps import kinds_of, listening
+from .shrink import kinds_of
+from .taps import listening
 
 NO_LAYERS: LayerNumbers = {}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .shrink import layer_list
+from .shrink import kinds_of, layer_list
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ def cost_of(model: nn.Module, encoder: Any, tokens: int) -> Cost:
     config = encoder.config
     layers = encoder.get_submodule(layer_list(encoder, config.num_hidden_layers))
     matrices = sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear))
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    seen = [tokens if kind == "full_attention" else min(tokens, 2 * config.sliding_window + 1) for kind in kinds]
+    seen = [tokens if kind == "full_attention" else min(tokens, 2 * config.sliding_window + 1) for kind in kinds_of(config)]
     attention = sum(2 * tokens * width * config.hidden_size for width in seen)
     return Cost(sum(p.numel() for p in model.parameters()), matrices, (matrices * tokens + attention) / 1e9, tokens)

@@ -77,6 +77,12 @@ def shrunk(model: Any, layers: int | Sequence[int] | None, hidden: int | None) -
     return small.eval()
 
 
+def kinds_of(config: Any) -> tuple[str, ...]:
+    """What each layer attends to: all tokens, unless the configuration says otherwise."""
+    kinds = getattr(config, "layer_types", None)
+    return tuple(kinds) if kinds else ("full_attention",) * int(config.num_hidden_layers)
+
+
 def parsed_shape(shape: str) -> tuple[int, int]:
     """The layers and the hidden size of a shape such as "L3_H384".
 

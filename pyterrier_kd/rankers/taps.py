@@ -133,9 +133,3 @@ def tapped_layer(layer: nn.Module, number: int, taps: Taps) -> Iterator[None]:
 def reach(wanted: LayerNumbers) -> int:
     """The highest layer that is asked for, -1 if none is."""
     return max((number for numbers in wanted.values() for number in numbers), default=-1)
-
-
-def kinds_of(config: Any) -> tuple[str, ...]:
-    """What each layer attends to: all tokens, unless the configuration says otherwise."""
-    kinds = getattr(config, "layer_types", None)
-    return tuple(kinds) if kinds else ("full_attention",) * int(config.num_hidden_layers)
