@@ -14,7 +14,7 @@ from pyterrier.measures import RR, nDCG
 from training_passages import training_passages
 
 import pyterrier_kd as kd
-from pyterrier_kd import losses, passages
+from pyterrier_kd import losses, passages, strategies
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--collection", default="kd:pycode/modules", help="a PyTerrier dataset, or a folder; see first_stage.py")
@@ -36,8 +36,8 @@ folder = Path(args.teacher or args.out)
 if not (folder / "config.json").exists():
     encoder = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length, query_length=args.max_length // 2)
     learning = training_passages(candidates, train, train_qrels, encoder, args.queries, stride=int(encoder.room(["a query of some words"])[0]))
-    stage = kd.Stage(losses.InfoNCE(in_batch=False), steps=args.steps, learning_rate=1e-4, batch_size=8, sampler=kd.Sampler(texts=4), name="fine_tune")
-    distil = kd.Distiller(encoder, learning[["qid", "docno", "score"]], strategy=stage, keep_top=kd.KeepTop(1), dropout=0)
+    fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False), texts=4).with_settings(steps=args.steps, learning_rate=1e-4, batch_size=8)
+    distil = kd.Distiller(encoder, learning[["qid", "docno", "score"]], strategy=fine_tune, keep_top=kd.KeepTop(1), dropout=0)
     distil.fit(learning, train_qrels).student_.save(folder)
 ranker = kd.CrossEncoder(str(folder), max_length=args.max_length, query_length=args.max_length // 2, verbose=True)
 

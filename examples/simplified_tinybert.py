@@ -96,10 +96,10 @@ if args.teacher:
     teacher = kd.CrossEncoder(args.teacher, **limits)
 else:
     # InfoNCE tells the documents of a query apart, hard labels make of the scores the probabilities that the students' soft labels are
-    stage = kd.Stage(losses.InfoNCE(in_batch=False) + losses.HardLabels(), epochs=args.teacher_epochs, learning_rate=1e-4, batch_size=8,
-                     sampler=kd.Sampler(texts=1 + args.negatives), name="fine_tune")
+    fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False) + losses.HardLabels(), texts=1 + args.negatives)
+    fine_tune = fine_tune.with_settings(epochs=args.teacher_epochs, learning_rate=1e-4, batch_size=8)
     by_words = learning[["qid", "docno", "score"]]
-    teacher, _ = trained("teacher", encoder, by_words, kd.Strategy("fine_tune", (stage,)), 0, keep_top=kd.KeepTop(1), dropout=0, validate_every=10**9)
+    teacher, _ = trained("teacher", encoder, by_words, fine_tune, 0, keep_top=kd.KeepTop(1), dropout=0, validate_every=10**9)
 
 # 3. The students: the same start for every row, and the same passages, the teacher's top five of each document
 start = kd.CrossEncoder.tiny_bert(args.shape, encoder, args.init)

@@ -27,11 +27,13 @@ parser.add_argument("--teacher", help="a trained cross-encoder; default: the enc
 parser.add_argument("--encoder", help="a pre-trained encoder; default: all-MiniLM-L6-v2")
 parser.add_argument("--shapes", nargs="+", default=["L6_H384", "L4_H312"], help="of the students; the paper's are L6_H768 and L4_H312")
 parser.add_argument("--queries", type=int, default=1500, help="training queries")
-parser.add_argument("--lm-steps", type=int, default=150, help="steps of 32 texts on the corpus")
-parser.add_argument("--steps", type=int, default=150, help="steps of 16 queries x 2 texts, in each stage on queries")
+parser.add_argument("--lm-steps", type=int, default=150, help="in the stage on the corpus")
+parser.add_argument("--steps", type=int, default=200, help="in each stage on queries")
+parser.add_argument("--batch-size", type=int, default=8, help="queries a step, two texts each; texts of the corpus: four times as many")
 parser.add_argument("--learning-rate", type=float, default=3e-4)
 parser.add_argument("--max-length", type=int, default=128)
 parser.add_argument("--depth", type=int, default=20)
+parser.add_argument("--test-queries", type=int, default=200)
 parser.add_argument("--paper", action="store_true", help="the published epochs, learning rates and batch sizes")
 parser.add_argument("--out", default="understanding-distillation")
 args = parser.parse_args()
@@ -40,18 +42,20 @@ out.mkdir(parents=True, exist_ok=True)
 
 # 1. Candidates, corpus, encoder and teacher
 (train, train_qrels), (valid, valid_qrels), (topics, qrels) = first_stage.topics_and_qrels(args.collection).values()
+topics = topics.sample(min(args.test_queries, len(topics)), random_state=0)
 candidates, engine = first_stage.bm25(args.collection, args.depth)
 corpus = list(first_stage.corpus(args.collection).values())
-encoder = kd.CrossEncoder(args.encoder or first_stage.minilm(), classes=2, max_length=args.max_length)
+limits = {"max_length": args.max_length, "query_length": args.max_length // 2}
+encoder = kd.CrossEncoder(args.encoder or first_stage.minilm(), classes=2, **limits)
 learning, checking = candidates(train.sample(min(args.queries, len(train)), random_state=0)), candidates(valid.sample(min(60, len(valid)), random_state=0))
 
 
-def trained(name: str, student: kd.CrossEncoder, teacher: object, strategy: kd.Strategy, every: int = 10**9) -> kd.CrossEncoder:
+def trained(name: str, student: kd.CrossEncoder, teacher: object, strategy: kd.Strategy, every: int = 10**9, **settings: object) -> kd.CrossEncoder:
     """A student, from its folder if it is there, with its history and seconds beside it."""
     folder = out / name
     if not (folder / "seconds.json").exists():
         print(f"\n{name}: {strategy}")
-        distil = kd.Distiller(student, teacher, strategy=strategy, validate_every=every, measure=nDCG @ 10)
+        distil = kd.Distiller(student, teacher, strategy=strategy, validate_every=every, measure=nDCG @ 10, **settings)
         start = time.time()
         distil.fit(learning, train_qrels, checking, valid_qrels)
         distil.student_.save(folder)
@@ -62,7 +66,8 @@ def trained(name: str, student: kd.CrossEncoder, teacher: object, strategy: kd.S
 
 def sized(strategy: kd.Strategy, steps: int) -> kd.Strategy:
     """A strategy at this machine's size, unless the published one is asked for."""
-    return strategy if args.paper else strategy.with_settings(steps=steps, learning_rate=args.learning_rate, batch_size=32 if strategy.stages[0].corpus is not None else 16)
+    size = args.batch_size * (1 if strategy.stages[0].corpus is None else 4)
+    return strategy if args.paper else strategy.with_settings(steps=steps, learning_rate=args.learning_rate, batch_size=size)
 
 
 def seconds(name: str) -> float:
@@ -70,8 +75,9 @@ def seconds(name: str) -> float:
     return json.loads((out / name / "seconds.json").read_text())
 
 
-fine_tune = kd.Strategy("fine_tune", (kd.Stage(losses.HardLabels(), epochs=1, learning_rate=1e-4, batch_size=8, sampler=kd.Sampler(texts=4), name="fine_tune"),))
-teacher = kd.CrossEncoder(args.teacher, max_length=args.max_length) if args.teacher else trained("teacher", encoder, None, fine_tune)
+# InfoNCE tells the documents of a query apart, hard labels make of the scores the probabilities that the students' soft labels are
+fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False) + losses.HardLabels(), texts=8).with_settings(epochs=1, learning_rate=1e-4, batch_size=8)
+teacher = kd.CrossEncoder(args.teacher, **limits) if args.teacher else trained("teacher", encoder, None, fine_tune, dropout=0)
 
 # 2. The three procedures for each shape; both that begin with LM Distill share it, as a search engine that trains rankers often would
 every = max(1, args.steps // 6)
@@ -91,7 +97,7 @@ for shape in args.shapes:
         history = pd.read_csv(out / key / "history.csv")
         last = history[history["stage"] == history["stage"].iloc[-1]]
         before = 0 if history["stage"].nunique() == 1 else history.loc[history["stage"] != history["stage"].iloc[-1], "step"].max()
-        pairs = strategy.stages[-1].batch_size * strategy.stages[-1].sampler.texts if args.paper else 32
+        pairs = strategy.stages[-1].batch_size * strategy.stages[-1].sampler.texts if args.paper else 2 * args.batch_size
         curves[f"{shape} {name}"] = ((last["step"] + before) * pairs, last["nDCG@10"])
         rows.append({"name": f"{shape} {name}", "once (s)": once, "each ranker (s)": seconds(key), "GFLOPs a pair": model.cost(args.max_length).gflops})
 

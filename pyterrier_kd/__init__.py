@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from . import datasets, errors, losses, passages, strategies
     from .distiller import Distiller
     from .loading import load
-    from .rankers import BertDot, CrossEncoder, Ranker
+    from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
     from .sampling import KeepTop, Sampler
     from .stages import Stage
     from .strategies import Strategy
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _MODULES = ("datasets", "errors", "losses", "passages", "strategies")
 _NAMES = {
-    "BertDot": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "KeepTop": "sampling", "Ranker": "rankers", "Sampler": "sampling",
-    "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
+    "BertDot": "rankers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "KeepTop": "sampling", "Ranker": "rankers",
+    "Sampler": "sampling", "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
 }
 
 __all__ = [
-    "BertDot", "CrossEncoder", "Distiller", "Ensemble", "KeepTop", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
+    "BertDot", "ColBERT", "CrossEncoder", "Distiller", "Ensemble", "KeepTop", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
     "datasets", "errors", "load", "losses", "passages", "strategies",
 ]
 

@@ -12,9 +12,10 @@ from typing import Any
 from .errors import CheckpointError
 from .formats import sentence_transformers
 from .formats.checkpoints import METADATA, read_json
-from .rankers import BertDot, CrossEncoder, Ranker
+from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
 
-RANKERS: dict[str, type[Ranker]] = {"CrossEncoder": CrossEncoder, "BertDot": BertDot}
+RANKERS: dict[str, type[Ranker]] = {"CrossEncoder": CrossEncoder, "BertDot": BertDot, "ColBERT": ColBERT}
+SENTENCE_TRANSFORMERS = {"CrossEncoder": "CrossEncoder", "SentenceTransformer": "BertDot", "MultiVectorEncoder": "ColBERT", "ColBERT": "ColBERT"}    # the last is PyLate's
 
 
 def load(path: str | Path, **settings: Any) -> Ranker:
@@ -30,9 +31,12 @@ def load(path: str | Path, **settings: Any) -> Ranker:
     name = os.fspath(path)
     kind = read_json(name, METADATA).get("ranker")
     if kind is None:
-        kind = {"CrossEncoder": "CrossEncoder", "SentenceTransformer": "BertDot"}.get(sentence_transformers.kind_of(name) or "")
-    if kind is None and any("SequenceClassification" in a for a in read_json(name, "config.json").get("architectures") or []):
+        kind = SENTENCE_TRANSFORMERS.get(sentence_transformers.kind_of(name) or "")
+    architectures = read_json(name, "config.json").get("architectures") or [] if kind is None else []
+    if any("SequenceClassification" in a for a in architectures):
         kind = "CrossEncoder"
+    if "HF_ColBERT" in architectures:
+        kind = "ColBERT"
     if kind not in RANKERS:
         raise CheckpointError(f"{name!r} does not say which ranker it is: load it with one of {', '.join(f'kd.{k}(...)' for k in RANKERS)}.")
     return RANKERS[kind](name, **settings)

@@ -48,6 +48,13 @@ def make_dot(seed: int = 0, layers: int = 2, **settings: object) -> kd.BertDot:
     return kd.BertDot(transformers.BertModel(make_config(num_hidden_layers=layers)), make_tokenizer(), device="cpu", **settings)
 
 
+def make_colbert(seed: int = 0, layers: int = 2, preset: str = "pylate", **settings: object) -> kd.ColBERT:
+    """A random late-interaction model of 16 dimensions."""
+    torch.manual_seed(seed)
+    settings = {"dim": 16, "query_length": 16, **settings}
+    return kd.ColBERT(transformers.BertModel(make_config(num_hidden_layers=layers)), make_tokenizer(), preset=preset, device="cpu", **settings)
+
+
 def make_frame(queries: int = 6, texts: int = 5) -> pd.DataFrame:
     """Candidates: some queries with some texts each; extra columns as a first stage leaves them."""
     rows = []

@@ -16,18 +16,18 @@ import pyterrier_kd
 ROOT = Path(pyterrier_kd.__file__).parent
 LAYERS = [
     ["errors", "signals"],
-    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "groups", "stages"],
+    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "formats.multi_vector", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "groups", "stages"],
     ["rankers", "training"],
     ["strategies", "teachers", "teacher_signals", "loading", "passages", "datasets"],
     ["fitting", "validation", "distiller"],
 ]
 WITHIN = {
     "losses": ["base", "layer_maps", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
-    "rankers": ["shrink", "cost", "first_token", "taps", "dot_model", "side", "saved", "base", "cross_encoder", "bert_dot"],
+    "rankers": ["shrink", "cost", "first_token", "taps", "vectors", "interactions", "side_models", "side", "saved", "base", "two_sided", "cross_encoder", "bert_dot", "colbert"],
     "passages": ["aggregate", "cutting", "fused", "split"],
     "datasets": ["functions", "pycode", "provider"],
 }
-SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot"}}
+SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot", "colbert"}}
 
 
 def module_of(path: Path) -> str:
@@ -118,7 +118,7 @@ def test_importing_it_starts_nothing() -> None:
 
 
 def test_unknown_names_say_which_there_are() -> None:
-    with pytest.raises(AttributeError, match=r"module 'pyterrier_kd' has no attribute 'Destiller'; it has BertDot, CrossEncoder, Distiller"):
+    with pytest.raises(AttributeError, match=r"module 'pyterrier_kd' has no attribute 'Destiller'; it has BertDot, ColBERT, CrossEncoder, Distiller"):
         pyterrier_kd.Destiller
     assert set(pyterrier_kd.__all__) <= set(dir(pyterrier_kd))
 

@@ -1,7 +1,7 @@
 """Every ranker with every loss: the loss falls, or the error says why the two cannot go together."""
 
 import pytest
-from conftest import make_cross, make_dot, make_frame, make_qrels
+from conftest import make_colbert, make_cross, make_dot, make_frame, make_qrels
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses
@@ -9,7 +9,8 @@ from pyterrier_kd.errors import MissingSignal
 from pyterrier_kd.signals import LAYERWISE
 
 RANKERS = {"CrossEncoder": make_cross, "CrossEncoder of 2 classes": lambda **k: make_cross(classes=2, **k), "BertDot": make_dot,
-           "BertDot, mean, normalised": lambda **k: make_dot(pooling="mean", normalize=True, scale=10.0, **k)}
+           "BertDot, mean, normalised": lambda **k: make_dot(pooling="mean", normalize=True, scale=10.0, **k),
+           "ColBERT": make_colbert, "ColBERT, as in arXiv:2010.02666": lambda **k: make_colbert(preset="matchmaker", **k)}
 LOSSES = [losses.MSE(), losses.SoftLabels(2.0), losses.HardLabels(), losses.BinaryCrossEntropy(2.0), losses.MarginMSE(), losses.MarginMSE(in_batch=True),
           losses.RankNet(), losses.RankNet("teacher"), losses.WeightedRankNet(), losses.WeightedRankNet("teacher"), losses.PairwiseHinge(),
           losses.PairwiseHinge(order="teacher"), losses.ListNet(), losses.KLDivergence(2.0, 2.0), losses.LambdaLoss(), losses.LambdaLoss("lambdarank"),
@@ -26,8 +27,9 @@ def test_no_loss_is_left_out_of_the_matrix() -> None:
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_the_loss_falls_or_the_error_says_why(name: str, loss: losses.Loss) -> None:
     frame = make_frame(queries=8, texts=4)
-    two_sided = "in_batch" in loss.needs.teacher or (loss.needs.teacher & LAYERWISE and name.startswith("BertDot"))
-    teacher = make_dot(seed=5, layers=4) if two_sided else make_cross(seed=5, layers=4)
+    teacher = make_dot(seed=5, layers=4) if "in_batch" in loss.needs.teacher else make_cross(seed=5, layers=4)
+    if loss.needs.teacher & LAYERWISE:      # one that reads the same tokens at the same places
+        teacher = RANKERS[name](seed=5, layers=4)
     distiller = kd.Distiller(RANKERS[name](seed=1), teacher, loss=loss, steps=12, batch_size=8, learning_rate=3e-3, dropout=0, validate_every=4, verbose=False,
                              strategy=kd.Stage(loss, sampler=kd.Sampler(texts=4), warmup=0.0))
     if "in_batch" in loss.needs.student and name.startswith("CrossEncoder"):

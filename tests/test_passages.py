@@ -201,9 +201,9 @@ def test_each_document_is_tokenised_once_and_each_text_encoded_once(monkeypatch:
     frame = pd.concat([frame.assign(qid=f"q{i}", query=f"find {WORDS[i]}", docno=["a", "b", "c"]) for i in range(4)], ignore_index=True)
     fused = (split(ranker, length=20) >> ranker >> max_passage()).compile()
     read, encoded = [], []
-    words, encode_table = Splitter.words, kd.BertDot._encode
+    words, encode_table = Splitter.words, kd.BertDot.encode
     monkeypatch.setattr(Splitter, "words", lambda self, texts, *a, **k: read.extend(filter(None, texts)) or words(self, texts, *a, **k))
-    monkeypatch.setattr(kd.BertDot, "_encode", lambda self, table, *a: encoded.append(len(table)) or encode_table(self, table, *a))
+    monkeypatch.setattr(kd.BertDot, "encode", lambda self, side, table, *a: encoded.append(len(table)) or encode_table(self, side, table, *a))
     fused(frame)
     assert len(read) == len(set(read)) == 2
     assert encoded[0] == 4                              # queries

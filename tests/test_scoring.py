@@ -147,7 +147,7 @@ def test_memory_is_bounded_whatever_the_length_of_the_frame(monkeypatch) -> None
     ranker, held = make_cross(), []
     prepare = type(ranker)._prepare_texts
     monkeypatch.setattr(type(ranker), "_prepare_texts", lambda self, texts: held.append(len(texts)) or prepare(self, texts))
-    monkeypatch.setattr(scoring.windows, "__defaults__", (50,))
+    monkeypatch.setattr(scoring, "WINDOW", 50)
     ranker.score(["tea"] * 400, [f"apple {i}" for i in range(400)])
     assert max(held) <= 50
     assert sum(held) == 400

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,14 @@ def quiet_loading() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def load_strict(auto_class: Any, name: str, *, new_head: bool = False, **config: Any) -> tuple[nn.Module, str]:
+def load_strict(auto_class: Any, name: str, *, new_head: bool = False, beside: Sequence[str] = (), **config: Any) -> tuple[nn.Module, str]:
     """Loads a transformers model and accounts for every weight.
 
     Args:
         auto_class: ``AutoModel`` or ``AutoModelForSequenceClassification``.
         name: A folder, or a name on the Hugging Face hub.
         new_head: Whether a checkpoint without a head gets a new one.
+        beside: Weights of the checkpoint that are read elsewhere.
         **config: Overrides of the model's configuration, such as ``num_labels``.
 
     Returns:
@@ -83,7 +84,7 @@ def load_strict(auto_class: Any, name: str, *, new_head: bool = False, **config:
         missing -= pooler               # of an encoder we read the hidden states: its pooler is not used
     if auto_class is transformers.AutoModel or new_head:
         unexpected = {k for k in unexpected if not re.search(r"(^|\.)pooler\.", k)}
-    unexpected = {k for k in unexpected if not PRETRAINING_HEADS.search(k)}
+    unexpected = {k for k in unexpected - set(beside) if not PRETRAINING_HEADS.search(k)}
     if missing or unexpected:
         raise CheckpointError(f"{name!r} does not fit {type(model).__name__}: missing weights {some(sorted(missing)) or 'none'}; "
                               f"unexpected weights {some(sorted(unexpected)) or 'none'}. Load it as the kind of model that it was saved as.")

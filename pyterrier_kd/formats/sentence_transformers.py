@@ -136,6 +136,20 @@ def read_dense(name: str, folder: str, config: dict[str, Any]) -> Dense:
     return dense
 
 
+def write_dense(folder: Path, dense: Dense, places: dict[str, str]) -> None:
+    """Writes a dense module into a folder of its own.
+
+    Args:
+        folder: The module's folder, which exists.
+        dense: The module.
+        places: What it reads and writes, where that is not the pooled vector.
+    """
+    write_json(folder / "config.json", {
+        "in_features": dense.linear.in_features, "out_features": dense.linear.out_features, "bias": dense.linear.bias is not None,
+        "activation_function": f"torch.nn.modules.{'linear' if dense.activation_name == 'Identity' else 'activation'}.{dense.activation_name}", **places})
+    save_file({k: v.contiguous() for k, v in dense.state_dict().items()}, folder / "model.safetensors")
+
+
 def write(folder: Path, recipe: Recipe, width: int) -> None:
     """Writes ``recipe`` beside an encoder that was saved into ``folder``.
 
@@ -154,10 +168,7 @@ def write(folder: Path, recipe: Recipe, width: int) -> None:
         modules.append((f"{i}_{kind}", kind))
         (folder / f"{i}_{kind}").mkdir()
         if isinstance(step, Dense):
-            write_json(folder / f"{i}_{kind}" / "config.json", {
-                "in_features": step.linear.in_features, "out_features": step.linear.out_features, "bias": step.linear.bias is not None,
-                "activation_function": f"torch.nn.modules.{'linear' if step.activation_name == 'Identity' else 'activation'}.{step.activation_name}"})
-            save_file({k: v.contiguous() for k, v in step.state_dict().items()}, folder / f"{i}_{kind}" / "model.safetensors")
+            write_dense(folder / f"{i}_{kind}", step, {})
     listed = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(modules)]
     write_json(folder / "modules.json", listed)                                              # type: ignore[arg-type]
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": recipe.max_length, "do_lower_case": False})

@@ -2,6 +2,7 @@
 
 from .base import Ranker, Tokens
 from .bert_dot import BertDot
+from .colbert import ColBERT
 from .cross_encoder import CrossEncoder
 
-__all__ = ["BertDot", "CrossEncoder", "Ranker", "Tokens"]
+__all__ = ["BertDot", "ColBERT", "CrossEncoder", "Ranker", "Tokens"]

@@ -153,7 +153,7 @@ class Ranker(Saved, pt.Transformer, ABC):
         cut = 0
         with self._inference(), pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
             prepared = self._prepare_queries(list(distinct_queries)) if len(scores) else None
-            for rows in scoring.windows(text_codes):
+            for rows in scoring.windows(text_codes, self._window()):
                 codes, local = np.unique(text_codes[rows], return_inverse=True)
                 side = self._prepare_texts(self._tokenise_texts(list(distinct_texts[codes])))
                 cut += self._cut_texts(prepared, query_codes[rows], side, local)
@@ -200,6 +200,10 @@ class Ranker(Saved, pt.Transformer, ABC):
                 yield
         finally:
             self.model.train(training)
+
+    def _window(self) -> int:
+        """How many rows of a frame are prepared at once."""
+        return scoring.WINDOW
 
     def _tokens_a_batch(self) -> int:
         """The budget of tokens of a batch on this ranker's device."""

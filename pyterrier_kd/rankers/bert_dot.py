@@ -8,7 +8,6 @@ wherever that goes: ``(dense >> FlexIndex(path)).index(corpus)``, ``dense >> ind
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,22 +19,22 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .. import scoring
 from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..frames import TextFields, explained, fields_of, row_texts
-from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
-from ..tokens import Template, TokenTable, assemble, tokenise
-from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, takes_types
-from .dot_model import DotModel
+from ..signals import LayerNumbers, Layers
+from ..tokens import Template, TokenTable, assemble
+from .base import NO_LAYERS, require_tokenizer, takes_types
 from .saved import stored_metadata
-from .shrink import Indices, shrunk
-from .side import Side
+from .side import OneSide
+from .side_models import DotModel
 from .taps import listening, reach
+from .two_sided import Side, TwoSided
+from .vectors import Vectors
 
 
-class BertDot(Ranker):
+class BertDot(TwoSided):
     """Scores a query and a text by the dot product of their vectors.
 
     Args:
@@ -61,8 +60,7 @@ class BertDot(Ranker):
         CheckpointError: If the folder is not a whole checkpoint of such a model.
     """
 
-    SETTINGS: ClassVar[tuple[str, ...]] = (*Ranker.SETTINGS, "query_length", "doc_length", "scale", "pooling", "normalize")
-    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "in_batch"}) | LAYERWISE
+    SETTINGS: ClassVar[tuple[str, ...]] = (*TwoSided.SETTINGS, "scale", "pooling", "normalize")
     schematic: ClassVar[dict[str, Any]] = {"label": "BertDot", "help_url": None}
 
     def __init__(self, model: Any, tokenizer: Any = None, *, pooling: str | None = None, normalize: bool | None = None,
@@ -110,13 +108,25 @@ class BertDot(Ranker):
 
     # ------------------------------------------------------------------ vectors
 
-    def _vectors(self, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, Layers | None]:
-        """(N, H) vectors of some rows of a token table, with gradients if the model is in training, and what the layers asked for did."""
+    def _read_side(self, side: Side, table: TokenTable, rows: np.ndarray, layers: LayerNumbers) -> tuple[Vectors, Layers | None]:
         inputs = assemble(self.template, [(table[i],) for i in rows], self.tokenizer.pad_token_id or 0, self.device)
         last = self.encoder.config.num_hidden_layers - 1
         with listening(self.encoder, layers) if layers else contextlib.nullcontext() as taps:
             vectors: Tensor = self.model(whole=reach(layers) >= last, **inputs)
-        return vectors, taps.layers(inputs["attention_mask"]) if taps is not None else None
+        if side == "query" and self.scale != 1:
+            vectors = vectors * self.scale
+        return Vectors(vectors[:, None], torch.ones(len(rows), 1, dtype=torch.bool, device=vectors.device)), taps.layers(inputs["attention_mask"]) if taps is not None else None
+
+    def _special(self, side: Side) -> int:
+        return self.template.special
+
+    def _vectors_a_text(self) -> int:
+        return 1
+
+    @property
+    def width(self) -> int:
+        """The number of dimensions of a vector."""
+        return self.model.width
 
     @property
     def encoder(self) -> Any:
@@ -127,21 +137,11 @@ class BertDot(Ranker):
         return ("query", "text"), {"special tokens": self.template.pieces, "query_length": self.query_length, "doc_length": self.doc_length,
                                    "query_prompt": self.query_prompt, "text_prompt": self.text_prompt}
 
-    def _encode(self, table: TokenTable, progress: Callable[[int], object] | None = None) -> np.ndarray:
-        """(N, H) float32 vectors of a whole token table."""
-        if not len(table):
-            return np.empty((0, 0), dtype=np.float32)
-        return scoring.by_length(table.lengths + self.template.special, lambda rows: self._vectors(table, rows)[0].cpu().numpy(),
-                                 self._tokens_a_batch(), progress, self.rows_a_batch)
-
-    def _table(self, texts: Sequence[str], length: int, prompt: str) -> TokenTable:
-        return tokenise(self.tokenizer, texts, length - self.template.special, prompt)
-
-    def _encode_all(self, texts: Iterable[str], length: int, prompt: str) -> np.ndarray:
+    def _encode_all(self, side: Side, texts: Iterable[str]) -> np.ndarray:
         """(N, H) float32 vectors of texts, each distinct one encoded once."""
         codes, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
         with self._inference():
-            vectors = self._encode(self._table(list(distinct), length, prompt))
+            vectors: np.ndarray = self.encode(side, self.table(side, list(distinct))).flat.cpu().numpy()
         return vectors[codes] if len(codes) else vectors
 
     def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
@@ -152,46 +152,20 @@ class BertDot(Ranker):
             batch_size: Accepted for the sake of ``pyterrier_dr``; batches are made by a budget of tokens.
 
         Returns:
-            (N, H) float32 vectors, times ``scale``; (0, 0) for no queries.
+            (N, H) float32 vectors, times ``scale``.
         """
-        vectors = self._encode_all(texts, self.query_length, self.query_prompt)
-        return vectors if self.scale == 1 else vectors * np.float32(self.scale)
+        return self._encode_all("query", texts)
 
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> Tensor:
         """Encodes queries with gradients, if the model is in training: (N, H) float32, times ``scale``."""
-        table = self._table(list(texts), self.query_length, self.query_prompt)
-        return self.scale * self.represent(table, np.arange(len(table)))[0]
+        table = self.table("query", list(texts))
+        return self.represent("query", table, np.arange(len(table)))[0].vectors[:, 0]
 
     def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
         """Encodes texts: (N, H) float32 vectors; see ``encode_queries``."""
-        return self._encode_all(texts, self.doc_length, self.text_prompt)
+        return self._encode_all("text", texts)
 
     # ------------------------------------------------------------------ scoring of frames
-
-    def _prepare_queries(self, queries: list[str]) -> np.ndarray:
-        return self._encode(self._table(queries, self.query_length, self.query_prompt)) * np.float32(self.scale)
-
-    def room(self, queries: Sequence[str]) -> np.ndarray:
-        """(N,) the tokens of a text, whatever the query; see ``Ranker.room``."""
-        return np.full(len(queries), self.doc_length - self.template.special)
-
-    def _tokenise_texts(self, texts: Sequence[str]) -> TokenTable:
-        return self._table(texts, self.doc_length, self.text_prompt)
-
-    def _prepare_texts(self, table: TokenTable) -> tuple[np.ndarray, int]:
-        return self._encode(table), table.cut
-
-    def _cut_texts(self, queries: np.ndarray, query_rows: np.ndarray, texts: tuple[np.ndarray, int], text_rows: np.ndarray) -> int:
-        return texts[1]
-
-    def _score_rows(self, queries: np.ndarray, query_rows: np.ndarray, texts: tuple[np.ndarray, int], text_rows: np.ndarray,
-                    progress: Callable[[int], object]) -> np.ndarray:
-        vectors = texts[0]
-        scores = np.empty(len(query_rows), dtype=np.float32)
-        for rows in np.array_split(np.arange(len(scores)), max(1, len(scores) // 4096)):     # two (4096, H) arrays at a time
-            scores[rows] = np.einsum("ij,ij->i", queries[query_rows[rows]], vectors[text_rows[rows]])
-        progress(len(scores))
-        return scores
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encodes or scores, by the columns that are there, as a ``pyterrier_dr.BiEncoder`` does.
@@ -235,11 +209,11 @@ class BertDot(Ranker):
 
     def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
         """A transformer that adds ``query_vec``."""
-        return Side(self, "query")
+        return OneSide(self, "query")
 
     def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
         """A transformer that adds ``doc_vec``."""
-        return Side(self, "doc")
+        return OneSide(self, "doc")
 
     def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
         """A transformer that scores rows; this ranker itself."""
@@ -252,25 +226,7 @@ class BertDot(Ranker):
         """``pyterrier_dr.SimFn.dot``."""
         return require_extra("pyterrier_dr", "dense", "BertDot.sim_fn").SimFn.dot
 
-    # ------------------------------------------------------------------ training
-
-    def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
-        """Tokenises queries and texts; see ``Ranker.tokens``."""
-        table = self._tokenise_texts(texts)
-        self._report_cut(table.cut, len(texts))
-        return Tokens(self._table(queries, self.query_length, self.query_prompt), table)
-
-    def represent(self, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, tuple[Layers, ...]]:
-        """(N, H) vectors of rows of a token table, with gradients in training, and what the layers asked for did.
-
-        The rows run in pieces of similar length.
-        """
-        # where layers are compared, another ranker must make the same pieces of this batch
-        pieces = list(scoring.length_batches(table.lengths[rows] + self.template.special, self._tokens_a_batch(), None if layers else self.rows_a_batch))
-        said = [self._vectors(table, rows[p], layers) for p in pieces]
-        vectors = torch.cat([piece for piece, _ in said])
-        back = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(vectors.device)
-        return vectors[back], tuple(heard for _, heard in said if heard is not None)
+    # ------------------------------------------------------------------ copies and folders
 
     def frozen(self, device: torch.device) -> BertDot:
         """See ``Ranker.frozen``; this one remembers the vectors that it has computed."""
@@ -279,33 +235,9 @@ class BertDot(Ranker):
         twin.represent = Memory(twin.represent, device)                                              # type: ignore[method-assign]
         return twin
 
-    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"}), layers: LayerNumbers = NO_LAYERS) -> Signals:
-        """Scores of a batch, and of every query with every text of it, and what layers do; see ``Ranker.signals``."""
-        self._require_signals(names)
-        texts_of, real = batch.texts.cpu().numpy(), batch.mask.cpu().numpy()
-        distinct = np.unique(texts_of[real])                                                 # (U,), those of padding not among them
-        local = np.where(real, np.searchsorted(distinct, texts_of), 0)                       # (B, n)
-        queries, of_queries = self.represent(tokens.queries, batch.queries.cpu().numpy(), layers)    # (B, H)
-        texts, of_texts = self.represent(tokens.texts, distinct, layers)                     # (U, H)
-        every = self.scale * queries @ texts.T                                               # (B, U)
-        columns = torch.from_numpy(local.reshape(batch.texts.shape)).to(every.device)
-        in_batch = every[:, columns.flatten()] if "in_batch" in names else None
-        return Signals(every.gather(1, columns), in_batch=in_batch, layers=of_queries + of_texts, who=type(self).__name__)
-
-    # ------------------------------------------------------------------ copies and folders
-
     def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> nn.Module:
-        encoder = shrunk(self.model.encoder, layers, hidden)
-        steps = copy.deepcopy(list(self.model.steps))
-        config = self.model.encoder.config
-        if hidden is not None and hidden != config.hidden_size:
-            index = Indices(config.num_attention_heads, config.hidden_size, hidden)
-            first = next((s for s in steps if isinstance(s, st.Dense)), None)
-            if first is not None:       # only the first dense layer reads the encoder's width
-                weight = first.linear.weight
-                first.linear.weight = nn.Parameter(index.cut(weight.data, torch.Size((weight.shape[0], hidden))))
-                first.linear.in_features = hidden
-        return DotModel(encoder, self.model.pooling, steps)
+        small: nn.Module = self.model.shrunk(layers, hidden)
+        return small
 
     def _save_model(self, folder: Path) -> None:
         self.model.encoder.save_pretrained(folder)
@@ -319,20 +251,21 @@ class Memory:
     Vectors are kept on the CPU, in memory; (rows, H) float32 for each table. What layers do is not kept.
     """
 
-    def __init__(self, represent: Callable[..., tuple[Tensor, tuple[Layers, ...]]], device: torch.device) -> None:
+    def __init__(self, represent: Callable[..., tuple[Vectors, tuple[Layers, ...]]], device: torch.device) -> None:
         self.represent, self.device = represent, device
-        self.known: dict[int, tuple[TokenTable, np.ndarray, Tensor]] = {}
+        self.known: dict[tuple[Side, int], tuple[TokenTable, np.ndarray, Tensor]] = {}
 
-    def __call__(self, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Tensor, tuple[Layers, ...]]:
-        """(N, H) vectors of rows of ``table``, and what the layers asked for did."""
+    def __call__(self, side: Side, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Vectors, tuple[Layers, ...]]:
+        """The vectors of rows of ``table``, and what the layers asked for did."""
         if layers:
-            return self.represent(table, rows, layers)
-        if id(table) not in self.known:
-            width = self.represent(table, rows[:1])[0].shape[1]
-            self.known[id(table)] = (table, np.zeros(len(table), dtype=bool), torch.empty(len(table), width))
-        _, done, vectors = self.known[id(table)]
+            return self.represent(side, table, rows, layers)
+        if (side, id(table)) not in self.known:
+            width = self.represent(side, table, rows[:1])[0].vectors.shape[-1]
+            self.known[side, id(table)] = (table, np.zeros(len(table), dtype=bool), torch.empty(len(table), 1, width))
+        _, done, vectors = self.known[side, id(table)]
         todo = np.unique(rows[~done[rows]])
         if len(todo):
-            vectors[torch.from_numpy(todo)] = self.represent(table, todo)[0].cpu()
+            vectors[torch.from_numpy(todo)] = self.represent(side, table, todo)[0].vectors.cpu()
             done[todo] = True
-        return vectors[torch.from_numpy(rows)].to(self.device), ()
+        held = vectors[torch.from_numpy(rows)].to(self.device)
+        return Vectors(held, torch.ones(len(rows), 1, dtype=torch.bool, device=self.device)), ()

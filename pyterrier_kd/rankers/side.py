@@ -10,7 +10,7 @@ import pyterrier as pt
 from ..frames import fields_of, require_strings, row_texts
 
 
-class Side(pt.Transformer):
+class OneSide(pt.Transformer):
     """Adds the vector of the query, or of the text.
 
     Args:
@@ -38,7 +38,7 @@ class Side(pt.Transformer):
         return pt.RankCutoff(k) >> self if self.side == "doc" else None
 
     def __eq__(self, other: object) -> bool:
-        return self.side == other.side and self.ranker == other.ranker if isinstance(other, Side) else NotImplemented
+        return self.side == other.side and self.ranker == other.ranker if isinstance(other, OneSide) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((self.side, self.ranker))

@@ -1,0 +1,150 @@
+"""Two-sided rankers: query and text are read apart, and what was made of each is compared.
+
+So the text's side can be computed once: within a frame each distinct text is read once, in an index or a store once for all. An architecture says
+how a side is read (``_read_side``) and its model holds the interaction that compares.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import scoring
+from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
+from ..tokens import TokenTable, tokenise
+from .base import NO_LAYERS, Ranker, Tokens
+from .vectors import Ragged, Vectors
+
+Side = Literal["query", "text"]
+COMPARED = 1 << 14      # vectors of texts that are compared with a query at once: they stay in a processor's cache
+HELD = 1 << 28          # bytes of texts' vectors that are held at once while a frame is scored
+
+
+class TwoSided(Ranker):
+    """What rankers share that read query and text apart. See ``BertDot`` and ``ColBERT``.
+
+    Attributes:
+        query_length: The most tokens of a query, special ones included.
+        doc_length: The most tokens of a text, special ones included.
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = (*Ranker.SETTINGS, "query_length", "doc_length")
+    signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "in_batch"}) | LAYERWISE
+
+    query_length: int
+    doc_length: int
+
+    # ------------------------------------------------------------------ what an architecture implements
+
+    @abstractmethod
+    def _special(self, side: Side) -> int:
+        """The number of special tokens around a text of one side, which count in its length."""
+
+    @abstractmethod
+    def _read_side(self, side: Side, table: TokenTable, rows: np.ndarray, layers: LayerNumbers) -> tuple[Vectors, Layers | None]:
+        """The vectors of some rows of a token table, with gradients if the model is in training, and what the layers asked for did."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The number of dimensions of a vector."""
+
+    # ------------------------------------------------------------------ sides
+
+    def table(self, side: Side, texts: Sequence[str]) -> TokenTable:
+        """The tokens of queries or texts with their prompt, cut to what is read of them."""
+        length, prompt = (self.query_length, self.query_prompt) if side == "query" else (self.doc_length, self.text_prompt)
+        return tokenise(self.tokenizer, texts, length - self._special(side), prompt)
+
+    def represent(self, side: Side, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Vectors, tuple[Layers, ...]]:
+        """The vectors of rows of a token table, with gradients in training, and what the layers asked for did.
+
+        The rows run in pieces of similar length.
+        """
+        # where layers are compared, another ranker must make the same pieces of this batch
+        pieces = list(scoring.length_batches(table.lengths[rows] + self._special(side), self._tokens_a_batch(), None if layers else self.rows_a_batch))
+        said = [self._read_side(side, table, rows[p], layers) for p in pieces]
+        vectors = Vectors.joined([piece for piece, _ in said])
+        back = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(vectors.mask.device)
+        return vectors.take(back), tuple(heard for _, heard in said if heard is not None)
+
+    def encode(self, side: Side, table: TokenTable, progress: Callable[[int], object] | None = None) -> Ragged:
+        """The vectors of a whole token table, on this ranker's device."""
+        found: list[Any] = [None] * len(table)
+
+        def forward(rows: np.ndarray) -> np.ndarray:
+            vectors, _ = self._read_side(side, table, rows, NO_LAYERS)
+            for row, own in zip(rows.tolist(), vectors.vectors[vectors.mask].float().split(vectors.mask.sum(1).tolist()), strict=True):
+                found[row] = own
+            return np.zeros(len(rows))
+
+        if len(table):
+            scoring.by_length(table.lengths + self._special(side), forward, self._tokens_a_batch(), progress, self.rows_a_batch)
+        return Ragged.of(found, self.width, table.cut)
+
+    # ------------------------------------------------------------------ scoring of frames
+
+    def room(self, queries: Sequence[str]) -> np.ndarray:
+        """(N,) the tokens of a text, whatever the query; see ``Ranker.room``."""
+        return np.full(len(queries), self.doc_length - self._special("text"))
+
+    def _window(self) -> int:
+        return max(256, min(scoring.WINDOW, HELD // (4 * self.width * self._vectors_a_text())))
+
+    def _vectors_a_text(self) -> int:
+        """The most vectors of a text."""
+        return self.doc_length
+
+    def _prepare_queries(self, queries: list[str]) -> Ragged:
+        return self.encode("query", self.table("query", queries))
+
+    def _tokenise_texts(self, texts: Sequence[str]) -> TokenTable:
+        return self.table("text", texts)
+
+    def _prepare_texts(self, table: TokenTable) -> Ragged:
+        return self.encode("text", table)
+
+    def _cut_texts(self, queries: Ragged, query_rows: np.ndarray, texts: Ragged, text_rows: np.ndarray) -> int:
+        return texts.cut
+
+    def _score_rows(self, queries: Ragged, query_rows: np.ndarray, texts: Ragged, text_rows: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
+        scores = np.empty(len(query_rows), dtype=np.float32)
+        order = np.argsort(query_rows, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1):
+            query = queries.padded(query_rows[rows[:1]], self.device)
+            for some in scoring.length_batches(texts.lengths[text_rows[rows]], COMPARED):
+                chosen = rows[some]
+                scores[chosen] = self.model.interaction.pairs(query, texts.padded(text_rows[chosen], self.device)).cpu().numpy()
+            progress(len(rows))
+        return scores
+
+    # ------------------------------------------------------------------ training
+
+    def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
+        """Tokenises queries and texts; see ``Ranker.tokens``."""
+        table = self._tokenise_texts(texts)
+        self._report_cut(table.cut, len(texts))
+        return Tokens(self.table("query", queries), table)
+
+    def signals(self, batch: Batch, tokens: Tokens, names: frozenset[str] = frozenset({"scores"}), layers: LayerNumbers = NO_LAYERS) -> Signals:
+        """Scores of a batch, and of every query with every text of it, and what layers do; see ``Ranker.signals``."""
+        self._require_signals(names)
+        texts_of, real = batch.texts.cpu().numpy(), batch.mask.cpu().numpy()
+        distinct = np.unique(texts_of[real])                                                 # (U,), those of padding not among them
+        local = torch.from_numpy(np.where(real, np.searchsorted(distinct, texts_of), 0))     # (B, n)
+        queries, of_queries = self.represent("query", tokens.queries, batch.queries.cpu().numpy(), layers)
+        texts, of_texts = self.represent("text", tokens.texts, distinct, layers)
+        columns = local.to(texts.mask.device)
+        in_batch: Tensor | None = None
+        if "in_batch" in names:
+            every = self.model.interaction.every(queries, texts)                             # (B, U)
+            scores, in_batch = every.gather(1, columns), every[:, columns.flatten()]
+        else:
+            own = torch.arange(len(queries), device=columns.device).repeat_interleave(columns.shape[1])
+            scores = self.model.interaction.pairs(queries.take(own), texts.take(columns.flatten())).view(columns.shape)
+        return Signals(scores, in_batch=in_batch, layers=of_queries + of_texts, who=type(self).__name__)

@@ -1,0 +1,284 @@
+"""ColBERT: scores by plain loops, every setting, the folders of sentence-transformers, PyLate and colbert-ai."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import WORDS, make_colbert, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer
+from safetensors.torch import load_file, save_file
+
+import pyterrier_kd as kd
+from pyterrier_kd import losses
+from pyterrier_kd.errors import CheckpointError
+from pyterrier_kd.passages import max_passage, split
+from pyterrier_kd.rankers.interactions import Dot, MaxSim
+from pyterrier_kd.rankers.vectors import Ragged, Vectors
+
+
+def slow_maxsim(query: np.ndarray, text: np.ndarray) -> float:
+    """Plain loops."""
+    return sum(max(float(np.dot(q, t)) for t in text) for q in query.astype(np.float64))
+
+
+# ---------------------------------------------------------------------- vectors and interactions
+
+
+def test_maxsim_is_the_sum_of_the_best_matches_and_padding_is_none() -> None:
+    rng = torch.Generator().manual_seed(0)
+    queries = [torch.randn(length, 8, generator=rng) for length in (3, 5, 1)]
+    texts = [torch.randn(length, 8, generator=rng) - 3 for length in (4, 9, 2)]        # all products far below those of padding, 0
+    padded = [Vectors.joined([Vectors(t[None], torch.ones(1, len(t), dtype=torch.bool)) for t in side]) for side in (queries, texts)]
+    expected = np.array([[slow_maxsim(q.numpy(), t.numpy()) for t in texts] for q in queries])
+    assert np.allclose(MaxSim().every(*padded), expected, rtol=1e-5)
+    assert np.allclose(MaxSim().pairs(*padded), np.diag(expected), rtol=1e-5)
+    assert np.allclose(MaxSim().pairs(padded[0].take([1]), padded[1]), expected[1], rtol=1e-5)
+    ragged = Ragged.of(texts, 8)
+    assert ragged.lengths.tolist() == [4, 9, 2]
+    again = ragged.padded(np.array([2, 0]), "cpu")
+    assert np.allclose(MaxSim().pairs(padded[0].take([0]), again), expected[0, [2, 0]], rtol=1e-5)
+    one = [side.take(slice(None)) for side in padded]
+    one = [Vectors(side.vectors[:, :1], side.mask[:, :1]) for side in one]
+    assert torch.allclose(Dot().every(*one).diagonal(), Dot().pairs(*one))
+
+
+def test_scores_are_those_of_plain_loops_over_its_own_vectors(frame: pd.DataFrame) -> None:
+    for ranker in (make_colbert(), make_colbert(preset="matchmaker"), make_colbert(expansion=0, skip=["tea", "how"])):
+        scores = ranker(frame)["score"]
+        queries, texts = ranker.encode_queries(frame["query"]), ranker.encode_docs(frame["text"])
+        expected = [slow_maxsim(q, t) for q, t in zip(queries, texts, strict=True)]
+        assert np.allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_are_the_encoders_own(frame: pd.DataFrame) -> None:
+    ranker = make_colbert(normalize=False)
+    inputs = ranker.tokenizer("[D] " + frame["text"][0], return_tensors="pt")       # the marker is a token of its own
+    with torch.no_grad():
+        hidden = ranker.encoder(**inputs).last_hidden_state[0]
+    expected = hidden @ ranker.model.steps[0].linear.weight.T
+    assert np.allclose(ranker.encode_docs([frame["text"][0]])[0], expected.detach(), atol=1e-5)
+    assert not ranker.normalize
+    assert make_colbert().normalize
+    assert np.allclose(np.linalg.norm(make_colbert().encode_docs(["tea jam"])[0], axis=1), 1, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_mask_tokens_fill_a_query_or_are_so_many() -> None:
+    query = "how to find tea"
+    fill, eight, none = make_colbert(), make_colbert(preset="matchmaker"), make_colbert(expansion=0)
+    assert [len(r.encode_queries([query])[0]) for r in (fill, eight, none)] == [16, 4 + 2 + 8, 4 + 3]
+    assert len(fill.encode_queries([" ".join(WORDS)])[0]) == 16
+    table = fill.table("query", [query])
+    inputs, counts = fill._query_inputs([table[0]])
+    ids, mask = inputs["input_ids"][0].tolist(), fill.tokenizer.mask_token_id
+    assert ids == [fill.tokenizer.cls_token_id, fill.tokenizer.convert_tokens_to_ids("[Q]"), *table[0].tolist(), fill.tokenizer.sep_token_id, *[mask] * 9]
+    assert inputs["attention_mask"][0].tolist() == [1] * 7 + [0] * 9
+    assert counts.all()
+    before = make_colbert(preset="matchmaker", expand_before_end=True)
+    ids = before._query_inputs([before.table("query", [query])[0]])[0]["input_ids"][0].tolist()
+    assert ids[-9:] == [mask] * 8 + [before.tokenizer.sep_token_id]
+    unattended = make_colbert(preset="matchmaker", expand_before_end=True, attend_expansion=False)
+    assert unattended._query_inputs([before.table("query", [query])[0]])[0]["attention_mask"][0].tolist() == [1] * 5 + [0] * 8 + [1]
+
+
+def test_a_query_reads_alike_in_any_company() -> None:
+    for ranker in (make_colbert(), make_colbert(preset="matchmaker"), make_colbert(preset="matchmaker", expand_before_end=True, attend_expansion=False)):
+        alone = ranker.encode_queries(["how to find tea"])[0]
+        together = ranker.encode_queries(["tea", "how to find tea", " ".join(WORDS[:10])])[1]
+        assert np.allclose(alone, together, atol=1e-5)
+
+
+def test_tokens_that_are_skipped_have_no_vector_and_still_are_read() -> None:
+    ranker = make_colbert(skip="punctuation")
+    (plain,), (marked,) = ranker.encode_docs(["tea jam"]), ranker.encode_docs(["tea . jam ."])
+    assert len(plain) == len(marked) == 5
+    assert not np.allclose(plain, marked)
+    assert len(ranker.encode_docs([". . ."])[0]) == 3                       # marker and special tokens
+    assert len(ranker.encode_queries(["tea ."])[0]) == 16                   # of a query all count
+    assert make_colbert(skip=()) != make_colbert(skip="punctuation")
+    assert make_colbert(normalize=False) != make_colbert()
+
+
+def test_unknown_settings_are_refused(frame: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"ColBERT\(preset='v3'\) is unknown: it is one of 'v1', 'v2', 'pylate', 'matchmaker'"):
+        make_colbert(preset="v3")
+    with pytest.raises(ValueError, match=r"ColBERT\(expansion=-1\) is unknown: it is 'fill', or a number of mask tokens"):
+        make_colbert(expansion=-1)
+    with pytest.raises(CheckpointError, match=r"the vocabulary of 'BertModel' has no marker '\[unused0\]'. Pass preset='pylate', which adds markers"):
+        make_colbert(preset="v2")
+    tokenizer = make_tokenizer()
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match=r"puts mask tokens behind queries, but BertTokenizer\w* has none: pass expansion=0"):
+        kd.ColBERT(transformers.BertModel(make_config()), tokenizer, preset="matchmaker")
+
+
+# ---------------------------------------------------------------------- in pipelines and training
+
+
+def test_each_distinct_text_is_encoded_once_and_memory_is_bounded(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyterrier_kd.rankers import two_sided
+    ranker, seen = make_colbert(), []
+    read = kd.ColBERT._read_side
+    monkeypatch.setattr(kd.ColBERT, "_read_side", lambda self, side, table, rows, layers: seen.extend([side] * len(rows)) or read(self, side, table, rows, layers))
+    scores = ranker(frame)["score"]
+    assert seen.count("query") == frame["query"].nunique()
+    assert seen.count("text") == frame["text"].nunique()
+    monkeypatch.setattr(two_sided, "HELD", 1)
+    assert ranker._window() == 256
+    monkeypatch.setattr(kd.ColBERT, "_window", lambda self: 4)
+    assert np.allclose(ranker(frame)["score"], scores, atol=1e-5)
+
+
+def test_students_of_a_few_layers_and_passages(frame: pd.DataFrame) -> None:
+    ranker = make_colbert(layers=4)
+    small = ranker.shrink(layers=2, hidden=16)
+    assert small.encoder.config.num_hidden_layers == 2
+    assert small.encoder.config.hidden_size == 16
+    assert small.width == ranker.width == 16
+    assert small(frame)["score"].notna().all()
+    long = frame.assign(text=[" ".join(WORDS * 5)] * len(frame))
+    pipeline = split(ranker, length=20) >> ranker >> max_passage()
+    assert np.allclose(pipeline.compile()(long)["score"], pipeline(long).sort_values(["qid", "docno"])["score"].to_numpy()[long.sort_values(["qid", "docno"]).index.argsort()], atol=1e-4)
+
+
+def test_it_learns_from_a_cross_encoder_and_teaches_a_bi_encoder(frame: pd.DataFrame) -> None:
+    student = make_colbert(seed=1)
+    distil = kd.Distiller(student, make_cross(seed=4, layers=4), loss=losses.MarginMSE(), steps=30, learning_rate=3e-3, dropout=0, verbose=False).fit(frame, make_qrels(frame))
+    assert distil.history_["loss"].iloc[-1] < distil.history_["loss"].iloc[0]
+    dense = kd.Distiller(make_dot(seed=2), distil.student_, loss=losses.MarginMSE(in_batch=True), steps=20, learning_rate=3e-3, dropout=0, verbose=False).fit(frame, make_qrels(frame))
+    assert dense.history_["loss"].iloc[-1] < dense.history_["loss"].iloc[0]
+
+
+# ---------------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("settings", [{}, {"preset": "matchmaker"}, {"preset": "matchmaker", "expand_before_end": True, "normalize": True}, {"expansion": 0, "skip": ["tea"]}], ids=repr)
+def test_a_saved_folder_is_the_same_ranker(settings: dict, frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make_colbert(**settings)
+    ranker.save(tmp_path / "colbert")
+    again = kd.load(tmp_path / "colbert", device="cpu")
+    assert again == ranker
+    assert again.settings() == ranker.settings()
+    assert np.array_equal(again(frame)["score"], ranker(frame)["score"])
+    assert again.head_ == "loaded"
+
+
+def sentence_transformers_scores(folder: Path, frame: pd.DataFrame) -> np.ndarray:
+    from sentence_transformers import MultiVectorEncoder
+    model = MultiVectorEncoder(str(folder), device="cpu")
+    queries, texts = model.encode_query(frame["query"].tolist()), model.encode_document(frame["text"].tolist())
+    return np.array([slow_maxsim(np.asarray(q), np.asarray(t)) for q, t in zip(queries, texts, strict=True)])
+
+
+@pytest.mark.parametrize("settings", [{}, {"attend_expansion": True}, {"expansion": 0, "skip": ["tea", "."]}, {"normalize": False}], ids=repr)
+def test_sentence_transformers_reads_what_is_saved(settings: dict, frame: pd.DataFrame, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", minversion="6.0")
+    ranker = make_colbert(**settings)
+    ranker.save(tmp_path / "colbert")
+    assert np.allclose(sentence_transformers_scores(tmp_path / "colbert", frame), ranker(frame)["score"], atol=1e-4)
+    (tmp_path / "colbert" / "pt_meta.json").unlink()           # and without our own notes the folder tells the same
+    foreign = kd.load(tmp_path / "colbert", device="cpu")
+    assert isinstance(foreign, kd.ColBERT)
+    assert np.allclose(foreign(frame)["score"], ranker(frame)["score"], atol=1e-5)
+
+
+def test_sentence_transformers_own_folders_are_read(frame: pd.DataFrame, tmp_path: Path) -> None:
+    st = pytest.importorskip("sentence_transformers", minversion="6.0")
+    transformers.BertModel(make_config()).save_pretrained(tmp_path / "bert")
+    make_tokenizer().save_pretrained(tmp_path / "bert")
+    model = st.MultiVectorEncoder(str(tmp_path / "bert"), device="cpu")
+    model[0].query_expansion = {"strategy": "fixed", "attend": False, "length": 16}
+    model.prompts = {"query": "find ", "document": "the "}
+    model.save_pretrained(str(tmp_path / "st"))
+    ranker = kd.load(tmp_path / "st", device="cpu")
+    assert ranker.width == 128
+    assert (ranker.query_prompt, ranker.expansion, ranker.query_length) == ("find ", "fill", 16)
+    assert np.allclose(ranker(frame)["score"], sentence_transformers_scores(tmp_path / "st", frame), atol=1e-4)
+    config = json.loads((tmp_path / "st" / "sentence_bert_config.json").read_text())
+    config["query_expansion"]["strategy"] = "min"
+    (tmp_path / "st" / "sentence_bert_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="ColBERT expands them with mask tokens to a fixed length, or by a fixed number"):
+        kd.load(tmp_path / "st")
+
+
+def marked(folder: Path) -> tuple[transformers.BertModel, transformers.PreTrainedTokenizerBase]:
+    """An encoder and a tokenizer with markers in its vocabulary."""
+    vocabulary = [*make_tokenizer().get_vocab(), "[unused0]", "[unused1]"]
+    tokenizer = transformers.BertTokenizerFast(vocab={w: i for i, w in enumerate(vocabulary)}, model_max_length=64)
+    torch.manual_seed(3)
+    return transformers.BertModel(make_config(vocab_size=len(vocabulary)), add_pooling_layer=False), tokenizer
+
+
+@pytest.mark.parametrize("attend", [False, True])
+def test_folders_of_colbert_ai_are_read(attend: bool, frame: pd.DataFrame, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", minversion="6.0")
+    encoder, tokenizer = marked(tmp_path)
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = {f"bert.{k}": v for k, v in load_file(tmp_path / "model.safetensors").items()}
+    save_file({**weights, "linear.weight": torch.randn(24, 32) / 6}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["HF_ColBERT"]}))
+    told = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_maxlen": 16, "doc_maxlen": 20, "mask_punctuation": True, "dim": 24, "attend_to_mask_tokens": attend}
+    (tmp_path / "artifact.metadata").write_text(json.dumps(told))
+    ranker = kd.load(tmp_path, device="cpu")
+    assert (ranker.width, ranker.query_length, ranker.doc_length, ranker.attend_expansion) == (24, 16, 20, attend)
+    assert ranker.templates["query"].pieces[0] == tuple(tokenizer.convert_tokens_to_ids(["[CLS]", "[unused0]"]))
+    assert np.allclose(ranker(frame)["score"], sentence_transformers_scores(tmp_path, frame), atol=1e-4)
+    ranker.save(tmp_path / "again")
+    assert np.array_equal(kd.load(tmp_path / "again", device="cpu")(frame)["score"], ranker(frame)["score"])
+    (tmp_path / "artifact.metadata").write_text(json.dumps({**told, "similarity": "l2"}))
+    with pytest.raises(CheckpointError, match="compares by 'l2'"):
+        kd.load(tmp_path)
+    (tmp_path / "artifact.metadata").write_text("{")
+    with pytest.raises(CheckpointError, match=r"artifact.metadata is not valid JSON"):
+        kd.load(tmp_path)
+
+
+def test_folders_of_pylate_are_read(frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make_colbert(skip="punctuation")
+    ranker.save(tmp_path)
+    for folder in ("2_Normalize", "3_MultiVectorMask"):
+        shutil.rmtree(tmp_path / folder)
+    (tmp_path / "pt_meta.json").unlink()
+    listed = [{"idx": i, "name": str(i), "path": path, "type": f"pylate.models.{kind}"} for i, (path, kind) in enumerate([("", "Transformer.Transformer"), ("1_Dense", "Dense.Dense")])]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({
+        "model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16, "document_length": 64, "attend_to_expansion_tokens": False,
+        "skiplist_words": None, "do_query_expansion": True, "similarity_fn_name": "MaxSim"}))
+    again = kd.load(tmp_path, device="cpu")
+    assert again.settings() == ranker.settings()
+    assert np.array_equal(again(frame)["score"], ranker(frame)["score"])
+
+
+def test_a_plain_encoder_gets_a_new_projection_and_says_so(frame: pd.DataFrame, tmp_path: Path) -> None:
+    encoder, tokenizer = marked(tmp_path)
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="has no projection: ColBERT made a new one with random weights"):
+        ranker = kd.ColBERT(str(tmp_path), device="cpu")
+    assert (ranker.head_, ranker.width, ranker.query_length, ranker.doc_length) == ("new", 128, 32, 64)
+    assert ranker(frame)["score"].notna().all()
+    with pytest.raises(CheckpointError, match="does not say which ranker it is: load it with one of .*kd.ColBERT"):
+        kd.load(tmp_path)
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    make_colbert().save(tmp_path)
+    (tmp_path / "1_Dense" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the dense module '1_Dense' has no weights"):
+        kd.load(tmp_path)
+
+
+def test_frames_as_every_ranker() -> None:
+    frame = make_frame()
+    ranker = make_colbert()
+    shuffled = ranker(frame.sample(frac=1, random_state=1))
+    assert np.allclose(shuffled.sort_values(["qid", "docno"])["score"], ranker(frame).sort_values(["qid", "docno"])["score"], atol=1e-5)
+    assert len(ranker(frame.head(0))) == 0
