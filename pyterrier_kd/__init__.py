@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
     from .sampling import KeepTop, Sampler
     from .stages import Stage
+    from .stores import DocumentStore
     from .strategies import Strategy
     from .teachers import Ensemble, Teacher
 
 _MODULES = ("datasets", "errors", "losses", "passages", "strategies")
 _NAMES = {
-    "BertDot": "rankers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "Ensemble": "teachers", "KeepTop": "sampling", "Ranker": "rankers",
-    "Sampler": "sampling", "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
+    "BertDot": "rankers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "DocumentStore": "stores", "Ensemble": "teachers",
+    "KeepTop": "sampling", "Ranker": "rankers", "Sampler": "sampling", "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
 }
 
 __all__ = [
-    "BertDot", "ColBERT", "CrossEncoder", "Distiller", "Ensemble", "KeepTop", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
+    "BertDot", "ColBERT", "CrossEncoder", "Distiller", "DocumentStore", "Ensemble", "KeepTop", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
     "datasets", "errors", "load", "losses", "passages", "strategies",
 ]
 

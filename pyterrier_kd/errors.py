@@ -28,6 +28,10 @@ class CheckpointError(ValueError):
     """A folder does not hold what a checkpoint of this kind must hold."""
 
 
+class StoreError(ValueError):
+    """A store of document vectors is missing, damaged, of another kind, or another encoder's."""
+
+
 class TeacherError(ValueError):
     """A teacher did not give one finite score for every row that it was asked about."""
 

@@ -18,13 +18,14 @@ LAYERS = [
     ["errors", "signals"],
     ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "formats.multi_vector", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "groups", "stages"],
     ["rankers", "training"],
-    ["strategies", "teachers", "teacher_signals", "loading", "passages", "datasets"],
+    ["strategies", "teachers", "teacher_signals", "loading", "passages", "stores", "datasets"],
     ["fitting", "validation", "distiller"],
 ]
 WITHIN = {
     "losses": ["base", "layer_maps", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
     "rankers": ["shrink", "cost", "first_token", "taps", "vectors", "interactions", "side_models", "side", "saved", "base", "two_sided", "cross_encoder", "bert_dot", "colbert"],
     "passages": ["aggregate", "cutting", "fused", "split"],
+    "stores": ["files", "documents"],
     "datasets": ["functions", "pycode", "provider"],
 }
 SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot", "colbert"}}

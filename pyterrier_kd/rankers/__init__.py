@@ -4,5 +4,6 @@ from .base import Ranker, Tokens
 from .bert_dot import BertDot
 from .colbert import ColBERT
 from .cross_encoder import CrossEncoder
+from .two_sided import TwoSided
 
-__all__ = ["BertDot", "ColBERT", "CrossEncoder", "Ranker", "Tokens"]
+__all__ = ["BertDot", "ColBERT", "CrossEncoder", "Ranker", "Tokens", "TwoSided"]

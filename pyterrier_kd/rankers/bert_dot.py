@@ -27,7 +27,6 @@ from ..signals import LayerNumbers, Layers
 from ..tokens import Template, TokenTable, assemble
 from .base import NO_LAYERS, require_tokenizer, takes_types
 from .saved import stored_metadata
-from .side import OneSide
 from .side_models import DotModel
 from .taps import listening, reach
 from .two_sided import Side, TwoSided
@@ -60,6 +59,7 @@ class BertDot(TwoSided):
         CheckpointError: If the folder is not a whole checkpoint of such a model.
     """
 
+    VECTORS: ClassVar[str] = "vec"
     SETTINGS: ClassVar[tuple[str, ...]] = (*TwoSided.SETTINGS, "scale", "pooling", "normalize")
     schematic: ClassVar[dict[str, Any]] = {"label": "BertDot", "help_url": None}
 
@@ -206,20 +206,6 @@ class BertDot(TwoSided):
         if queries.shape[1] != texts.shape[1]:
             raise DataError(f"{self!r}: the query vectors have {queries.shape[1]} dimensions and the document vectors {texts.shape[1]}: they are not of one encoder.")
         return pt.model.add_ranks(out.assign(score=np.einsum("ij,ij->i", queries, texts).astype("float64")))
-
-    def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
-        """A transformer that adds ``query_vec``."""
-        return OneSide(self, "query")
-
-    def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
-        """A transformer that adds ``doc_vec``."""
-        return OneSide(self, "doc")
-
-    def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
-        """A transformer that scores rows; this ranker itself."""
-        return self
-
-    scorer = text_scorer
 
     @property
     def sim_fn(self) -> Any:

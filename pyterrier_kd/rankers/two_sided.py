@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyterrier as pt
 import torch
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from .. import scoring
 from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import TokenTable, tokenise
 from .base import NO_LAYERS, Ranker, Tokens
-from .vectors import Ragged, Vectors
+from .side import OneSide
+from .vectors import Held, Ragged, Vectors
 
 Side = Literal["query", "text"]
 COMPARED = 1 << 14      # vectors of texts that are compared with a query at once: they stay in a processor's cache
@@ -35,6 +37,8 @@ class TwoSided(Ranker):
 
     SETTINGS: ClassVar[tuple[str, ...]] = (*Ranker.SETTINGS, "query_length", "doc_length")
     signal_names: ClassVar[frozenset[str]] = frozenset({"scores", "in_batch"}) | LAYERWISE
+
+    VECTORS: ClassVar[str] = "embs"     # the end of the names of columns with vectors, as in pyterrier_dr and pyterrier_colbert
 
     query_length: int
     doc_length: int
@@ -109,10 +113,10 @@ class TwoSided(Ranker):
     def _prepare_texts(self, table: TokenTable) -> Ragged:
         return self.encode("text", table)
 
-    def _cut_texts(self, queries: Ragged, query_rows: np.ndarray, texts: Ragged, text_rows: np.ndarray) -> int:
+    def _cut_texts(self, queries: Ragged, query_rows: np.ndarray, texts: Held, text_rows: np.ndarray) -> int:
         return texts.cut
 
-    def _score_rows(self, queries: Ragged, query_rows: np.ndarray, texts: Ragged, text_rows: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
+    def _score_rows(self, queries: Ragged, query_rows: np.ndarray, texts: Held, text_rows: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
         scores = np.empty(len(query_rows), dtype=np.float32)
         order = np.argsort(query_rows, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1):
@@ -122,6 +126,20 @@ class TwoSided(Ranker):
                 scores[chosen] = self.model.interaction.pairs(query, texts.padded(text_rows[chosen], self.device)).cpu().numpy()
             progress(len(rows))
         return scores
+
+    def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """A transformer that adds ``query_vec``, or ``query_embs`` where a query has several vectors."""
+        return OneSide(self, "query")
+
+    def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """A transformer that adds ``doc_vec`` or ``doc_embs``; before a ``kd.DocumentStore``, what indexes."""
+        return OneSide(self, "doc")
+
+    def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """A transformer that scores rows; this ranker itself."""
+        return self
+
+    scorer = text_scorer
 
     # ------------------------------------------------------------------ training
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,21 @@ class Vectors:
         wider = [width - piece.mask.shape[1] for piece in pieces]
         return cls(torch.cat([nn.functional.pad(p.vectors, (0, 0, 0, more)) for p, more in zip(pieces, wider, strict=True)]),
                    torch.cat([nn.functional.pad(p.mask, (0, more)) for p, more in zip(pieces, wider, strict=True)]))
+
+
+class Held(Protocol):
+    """The vectors of many texts, wherever they are."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 numbers of vectors."""
+
+    @property
+    def cut(self) -> int:
+        """How many of the texts were longer than their ranker reads."""
+
+    def padded(self, rows: np.ndarray, device: torch.device | str) -> Vectors:
+        """Some of the texts, padded to the longest of them, as float32."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""The files of a store: vectors end to end, memory-mapped, and written so that a killed run goes on where it stopped.
+
+While a store is written its files grow in a hidden folder beside its place. After each portion they are forced to the disk and ``progress.json`` says how
+long each of them then was: whatever stands behind that is of a portion that was cut short, and is cut off. The folder takes its place when all is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from npids import Lookup
+from torch import Tensor
+
+from ..errors import StoreError
+from ..formats.checkpoints import METADATA, read_json, write_json
+from ..rankers.vectors import Ragged, Vectors
+
+VECTORS, SCALES, COUNTS, DOCNOS, STARTS, LOOKUP, PROGRESS = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "docnos.npids", "progress.json"
+GROWING = (VECTORS, SCALES, COUNTS, DOCNOS)
+TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """The vectors of N documents in a file; see ``Ragged``.
+
+    Attributes:
+        flat: (total, H) memory-mapped, of the store's type.
+        scales: (total,) float16, the factor of each int8 vector; None for other types.
+        starts: (N + 1,) int64.
+    """
+
+    flat: Tensor
+    scales: Tensor | None
+    starts: np.ndarray
+    cut: int = 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 numbers of vectors."""
+        return np.diff(self.starts)
+
+    def padded(self, rows: np.ndarray, device: torch.device | str) -> Vectors:
+        """Some of the documents, padded to the longest of them, as float32."""
+        found = Ragged(self.flat, self.starts).padded(rows, device)
+        if self.scales is None:
+            return found
+        scales = Ragged(self.scales[:, None], self.starts).padded(rows, device)
+        return Vectors(found.vectors * scales.vectors, found.mask)
+
+
+def quantised(flat: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Vectors as they are stored: (total, H), and for int8 the (total,) float16 factors that give them back.
+
+    Raises:
+        StoreError: If a value is too large for float16.
+    """
+    if dtype != "int8":
+        values = flat.cpu().numpy().astype(TYPES[dtype])
+        if not np.isfinite(values).all():
+            raise StoreError(f"A vector has values that {dtype} does not hold (largest {float(flat.abs().max()):.3g}): make the store with dtype='float32'.")
+        return values, None
+    scales = (flat.abs().amax(1) / 127).clamp(min=2.0 ** -14).half()                         # the least normal number of float16
+    return (flat / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8).cpu().numpy(), scales.cpu().numpy()
+
+
+class Writer:
+    """Writes a store portion by portion.
+
+    Args:
+        path: Where the store will be.
+        facts: What the store's metadata will say; a run is continued only by one with the same.
+
+    Attributes:
+        docnos: The documents that are written already, in order.
+
+    Raises:
+        StoreError: If what was begun there is of other facts.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path, self.facts = path, dict(facts)
+        self.folder = self.place(path)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        progress = read_json(str(self.folder), PROGRESS)
+        if progress and progress["facts"] != self.facts:
+            differ = sorted(k for k in {*self.facts, *progress["facts"]} if self.facts.get(k) != progress["facts"].get(k))
+            raise StoreError(f"An unfinished store at {path} was begun with another {', '.join(differ)}: finish it with the same, or begin anew with indexer(..., overwrite=True).")
+        sizes = progress.get("sizes", dict.fromkeys(GROWING, 0))
+        for name in GROWING:
+            with open(self.folder / name, "ab") as file:
+                file.truncate(sizes[name])
+        with open(self.folder / DOCNOS, encoding="utf-8") as lines:
+            self.docnos: list[str] = [json.loads(line) for line in lines]
+
+    @staticmethod
+    def place(path: Path) -> Path:
+        """Where a store is until it is finished."""
+        return path.with_name(f".{path.name}.unfinished")
+
+    def add(self, docnos: Sequence[str], texts: Ragged) -> None:
+        """Writes a portion; when it returns, the portion is on the disk.
+
+        Raises:
+            OSError: If the disk is full; what was written before stays, and a later run goes on from there.
+        """
+        values, scales = quantised(texts.flat, self.facts["dtype"])
+        portions = {VECTORS: values.tobytes(), SCALES: b"" if scales is None else scales.tobytes(), COUNTS: texts.lengths.astype(np.int32).tobytes(),
+                    DOCNOS: "".join(json.dumps(docno) + "\n" for docno in docnos).encode()}
+        sizes = {}
+        try:
+            for name, portion in portions.items():
+                with open(self.folder / name, "ab") as file:
+                    file.write(portion)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    sizes[name] = file.tell()
+            fresh = self.folder / f"{PROGRESS}.new"
+            write_json(fresh, {"facts": self.facts, "sizes": sizes})
+            fresh.rename(self.folder / PROGRESS)
+        except OSError as error:
+            raise OSError(error.errno, f"the store {self.path} could not be written further ({error.strerror}): {len(self.docnos)} documents are kept, and the same call goes on "
+                          "with the next") from error
+        self.docnos += docnos
+
+    def finish(self, width: int) -> None:
+        """Puts the store into its place."""
+        counts = np.fromfile(self.folder / COUNTS, dtype=np.int32)
+        np.save(self.folder / STARTS, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+        Lookup.build(self.docnos, str(self.folder / LOOKUP), return_self=False)
+        sizes = {name: (self.folder / name).stat().st_size for name in (VECTORS, SCALES)}
+        write_json(self.folder / METADATA, {**self.facts, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
+        for name in (COUNTS, DOCNOS, PROGRESS):
+            (self.folder / name).unlink(missing_ok=True)
+        old = self.path.with_name(f".{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(old)
+        self.folder.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def opened(path: Path, facts: Mapping[str, Any]) -> StoredVectors:
+    """The vectors of a finished store.
+
+    Raises:
+        StoreError: If a file is missing or shorter than it was.
+    """
+    for name, size in facts["sizes"].items():
+        found = (path / name).stat().st_size if (path / name).exists() else -1
+        if found != size:
+            raise StoreError(f"The store {path} is damaged: {name} has {found} bytes instead of {size}." if found >= 0 else f"The store {path} is damaged: {name} is missing.")
+    flat = mapped(path / VECTORS, TYPES[facts["dtype"]], (facts["vectors"], facts["width"]))
+    scales = mapped(path / SCALES, np.float16, (facts["vectors"],)) if facts["dtype"] == "int8" else None
+    return StoredVectors(flat, scales, np.load(path / STARTS))
+
+
+def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Tensor:
+    """A file as a tensor, read as it is used."""
+    if not shape[0]:
+        return torch.from_numpy(np.empty(shape, dtype=dtype))
+    return torch.from_numpy(np.memmap(path, dtype=dtype, mode="c", shape=shape))            # "c": torch wants to be able to write; the file stays as it is

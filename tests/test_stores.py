@@ -1,0 +1,230 @@
+"""Stores: the scores of a store are those of texts, in every type; interrupted, damaged, foreign and incomplete stores."""
+
+import json
+import os
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+from conftest import WORDS, make_colbert, make_dot, make_frame
+
+import pyterrier_kd as kd
+from pyterrier_kd.errors import DataError, StoreError
+from pyterrier_kd.stores import documents, files
+
+RANKERS = {"BertDot": make_dot, "ColBERT": make_colbert, "ColBERT, long vectors": lambda **k: make_colbert(preset="matchmaker", skip=["tea"], **k)}
+
+
+def corpus(frame: pd.DataFrame) -> list[dict]:
+    return frame[["docno", "text"]].drop_duplicates("docno").to_dict("records")
+
+
+def make_store(ranker: kd.Ranker, path: Path, frame: pd.DataFrame | None = None, **settings: object) -> kd.DocumentStore:
+    return (ranker.doc_encoder() >> kd.DocumentStore(path, **settings)).index(corpus(make_frame() if frame is None else frame))
+
+
+@pytest.mark.parametrize("name", RANKERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-2), ("int8", 3e-2)])
+def test_scores_from_a_store_are_those_of_the_texts(name: str, dtype: str, tolerance: float, frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = RANKERS[name]()
+    store = make_store(ranker, tmp_path / "store", frame, dtype=dtype)
+    expected, found = ranker(frame), store.scorer(ranker)(frame.drop(columns="text"))
+    assert np.allclose(found["score"], expected["score"], rtol=tolerance, atol=tolerance)
+    assert list(found.columns) == ["qid", "query", "docno", "url", "score", "rank"]
+    assert len(store) == frame["docno"].nunique()
+    assert store.facts["dtype"] == dtype
+    if dtype != "float32":
+        assert not np.array_equal(found["score"], expected["score"])
+    again = pt.Artifact.load(str(tmp_path / "store"))
+    assert isinstance(again, kd.DocumentStore)
+    assert np.array_equal(again.scorer(ranker)(frame)["score"], found["score"])
+
+
+def test_int8_is_exact_to_half_a_step() -> None:
+    import torch
+    vectors = torch.cat([torch.randn(50, 16) * 5, torch.zeros(1, 16), torch.full((1, 16), 1e-6)])
+    values, scales = files.quantised(vectors, "int8")
+    assert np.abs(values * scales[:, None].astype(np.float32) - vectors.numpy()).max() <= 0.51 * scales.max()
+    with pytest.raises(StoreError, match=r"A vector has values that float16 does not hold \(largest 1e\+06\): make the store with dtype='float32'"):
+        files.quantised(vectors + 1e6, "float16")
+
+
+def test_a_store_counts_its_bytes(tmp_path: Path) -> None:
+    ranker, texts = make_colbert(), ["tea jam", "tea"]
+    store = make_store(ranker, tmp_path / "store", pd.DataFrame({"docno": ["a", "b"], "text": texts}))
+    assert store.bytes_a_document == (5 + 4) * 16 * 2 / 2
+    assert make_store(ranker, tmp_path / "small", pd.DataFrame({"docno": ["a", "b"], "text": texts}), dtype="int8").bytes_a_document == (5 + 4) * (16 + 2) / 2
+    assert repr(store) == f"DocumentStore({str(tmp_path / 'store')!r})"
+    assert store == kd.DocumentStore(tmp_path / "store")
+    assert store.rows(["b", "c", "a"]).tolist() == [1, -1, 0]
+    assert store.rows([]).tolist() == []
+
+
+# ---------------------------------------------------------------------- interrupted
+
+
+class Stopped(Exception):
+    """What stops a corpus."""
+
+
+def stopping(records: list[dict], after: int) -> object:
+    yield from records[:after]
+    raise Stopped
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PORTION", 4)
+    ranker, records = make_colbert(), corpus(frame)
+    indexer = ranker.doc_encoder() >> kd.DocumentStore(tmp_path / "store")
+    with pytest.raises(Stopped):
+        indexer.index(stopping(records, 10))
+    assert not (tmp_path / "store").exists()
+    with open(tmp_path / ".store.unfinished" / "vectors.bin", "ab") as file:
+        file.write(b"half a vector")
+    encoded = []
+    encode = kd.ColBERT.encode
+    monkeypatch.setattr(kd.ColBERT, "encode", lambda self, side, table, *a: encoded.append(len(table)) or encode(self, side, table, *a))
+    store = indexer.index(records)
+    assert sum(encoded) == len(records) - 8
+    monkeypatch.undo()
+    assert not (tmp_path / ".store.unfinished").exists()
+    assert np.allclose(store.scorer(ranker)(frame)["score"], ranker(frame)["score"], atol=1e-2)
+    whole = make_store(ranker, tmp_path / "whole", frame).vectors
+    assert np.allclose(store.vectors.flat, whole.flat, atol=1e-2)
+    assert np.array_equal(store.vectors.starts, whole.starts)
+
+
+def test_what_was_begun_is_only_finished_with_the_same(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PORTION", 4)
+    ranker, records = make_colbert(), corpus(frame)
+    store = kd.DocumentStore(tmp_path / "store")
+    with pytest.raises(Stopped):
+        store.indexer(ranker).index(stopping(records, 10))
+    with pytest.raises(StoreError, match="was begun with another encoder, encoder_name: finish it with the same, or begin anew with indexer"):
+        store.indexer(make_colbert(seed=3)).index(records)
+    with pytest.raises(StoreError, match="its document 1 is 'd0x0', now it is '.*'. Index the same corpus, in the same order, or begin anew with overwrite=True"):
+        store.indexer(ranker).index(records[::-1])
+    with pytest.raises(StoreError, match="holds 8 documents, these are 3: finish it with all of them"):
+        store.indexer(ranker).index(records[:3])
+    assert len(store.indexer(make_colbert(seed=3), overwrite=True).index(records)) == len(records)
+    with pytest.raises(StoreError, match=r"There is a store at .* already: use it, or replace it with store.indexer\(ranker, overwrite=True\)"):
+        store.indexer(ranker).index(records)
+    assert len(store.indexer(ranker, overwrite=True).index(records[:5])) == len(store) == 5
+    assert store.scorer(ranker)(frame[frame["docno"].isin([r["docno"] for r in records[:5]])])["score"].notna().all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as on Unix")
+def test_a_full_disk_loses_nothing(frame: pd.DataFrame, tmp_path: Path) -> None:
+    program = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_stores import *
+documents.PORTION = 4
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+try:
+    make_store(make_colbert(), Path({str(tmp_path / 'store')!r}), make_frame())
+except OSError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}).stdout
+    kept = int(out.split(" documents are kept")[0].rsplit(" ", 1)[1])
+    assert kept >= 4
+    assert "could not be written further (File too large)" in out
+    store = make_store(make_colbert(), tmp_path / "store", frame)
+    assert np.allclose(store.scorer(make_colbert())(frame)["score"], make_colbert()(frame)["score"], atol=1e-2)
+
+
+# ---------------------------------------------------------------------- refused
+
+
+def test_the_vectors_of_another_encoder_are_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
+    store = make_store(make_colbert(), tmp_path / "store", frame)
+    for other in (make_colbert(seed=4), make_colbert(doc_length=20), make_colbert(skip=["tea"]), make_colbert(normalize=False), make_colbert(text_prompt="the ")):
+        with pytest.raises(StoreError, match=r"was made by ColBERT\(weights=.*\) with settings .*, whose vectors of texts are not those of .*Index the documents with this ranker"):
+            store.scorer(other)
+    for query_alone in (make_colbert(query_length=20), make_colbert(query_prompt="find "), make_colbert(expansion=0)):
+        assert np.allclose(store.scorer(query_alone)(frame)["score"], query_alone(frame)["score"], atol=1e-2)
+
+
+def test_stores_that_are_damaged_of_another_kind_or_version_or_not_there(frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make_colbert()
+    with pytest.raises(StoreError, match=r"There is no store at .*nowhere: make one with \(ranker.doc_encoder\(\) >> DocumentStore"):
+        kd.DocumentStore(tmp_path / "nowhere").scorer(ranker)
+    with pytest.raises(StoreError, match=r"must know whose vectors it holds: \(ranker.doc_encoder\(\) >> store\).index\(corpus\)"):
+        kd.DocumentStore(tmp_path / "nowhere").index(corpus(frame))
+    with pytest.raises(ValueError, match="dtype='int4'"):
+        kd.DocumentStore(tmp_path / "nowhere", dtype="int4")
+    store = make_store(ranker, tmp_path / "store", frame)
+    with pytest.raises(StoreError, match="holds float16, not int8"):
+        kd.DocumentStore(tmp_path / "store", dtype="int8")
+    meta = tmp_path / "store" / "pt_meta.json"
+    told = json.loads(meta.read_text())
+    size = (tmp_path / "store" / "vectors.bin").stat().st_size
+    os.truncate(tmp_path / "store" / "vectors.bin", size - 2)
+    with pytest.raises(StoreError, match=f"is damaged: vectors.bin has {size - 2} bytes instead of {size}"):
+        kd.DocumentStore(tmp_path / "store").scorer(ranker)(frame)
+    (tmp_path / "store" / "vectors.bin").unlink()
+    with pytest.raises(StoreError, match="is damaged: vectors.bin is missing"):
+        kd.DocumentStore(tmp_path / "store").scorer(ranker)(frame)
+    meta.write_text(json.dumps({**told, "version": 0}))
+    with pytest.raises(StoreError, match="has version 0, this release reads version 1: index the documents again"):
+        store.scorer(ranker)
+    meta.write_text(json.dumps({**told, "type": "dense_index"}))
+    with pytest.raises(StoreError, match="holds a dense_index.kd, not a store of document vectors"):
+        kd.DocumentStore(tmp_path / "store")
+
+
+def test_documents_that_are_missing_are_an_error_or_read_from_their_texts(frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make_colbert()
+    some = frame[frame["docno"] != "d0x0"]
+    store = make_store(ranker, tmp_path / "store", some, dtype="float32")
+    with pytest.raises(DataError, match=r"1 of \d+ documents are not in the store: 'd0x0'. Index them, or pass missing='text' to encode their texts"):
+        store.scorer(ranker)(frame)
+    assert np.allclose(store.scorer(ranker, missing="text")(frame)["score"], ranker(frame)["score"], atol=1e-5)
+    with pytest.raises(ValueError, match="missing='drop'"):
+        store.scorer(ranker, missing="drop")
+    loader = pt.apply.text(lambda row: frame.set_index("docno")["text"].to_dict()[row["docno"]])
+    with_loader = make_colbert(texts=loader)
+    assert np.allclose(store.scorer(with_loader, missing="text")(frame.drop(columns="text"))["score"], ranker(frame)["score"], atol=1e-5)
+
+
+def test_bad_corpora_are_refused(tmp_path: Path) -> None:
+    ranker = make_colbert()
+    for records, message in [([{"docno": "a", "text": "tea"}] * 2, "The docno 'a' comes twice, the second time as document 2"), ([], "the corpus holds no document"),
+                             ([{"docno": "a", "body": "tea"}], r"Document 1 has the fields \['body', 'docno'\]; a store needs 'docno' and \['text'\]"),
+                             ([{"docno": "a", "text": None}], "1 of 1 rows have no string in the column 'text'")]:
+        with pytest.raises(DataError, match=message):
+            (ranker.doc_encoder() >> kd.DocumentStore(tmp_path / "store")).index(records)
+    store = make_store(ranker, tmp_path / "empty", pd.DataFrame({"docno": ["a", "b c", "ü/😀"], "text": ["", "  ", " ".join(WORDS)]}))
+    frame = pd.DataFrame({"qid": "1", "query": "tea", "docno": ["ü/😀", "a", "b c"], "text": [" ".join(WORDS * 20), "", "  "]})
+    assert np.allclose(store.scorer(ranker)(frame)["score"], ranker(frame)["score"], atol=1e-2)
+    assert len(store.scorer(ranker)(frame.head(0))) == 0
+
+
+# ---------------------------------------------------------------------- as a transformer
+
+
+def test_pyterriers_own_tests_pass(tmp_path: Path) -> None:
+    ranker = make_colbert()
+    store = make_store(ranker, tmp_path / "store", pd.DataFrame({"docno": ["1", "2", "3", "d1"], "text": WORDS[:4]}))
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(pt.testing.transformer_test_class(lambda: store.scorer(ranker)))
+    result = unittest.TestResult()
+    suite.run(result)
+    assert not result.failures, result.failures
+    assert not result.errors, result.errors
+    assert store.scorer(ranker) == kd.DocumentStore(tmp_path / "store").scorer(make_colbert())
+    assert hash(store.scorer(ranker)) == hash(kd.DocumentStore(tmp_path / "store").scorer(make_colbert()))
+
+
+def test_columns_of_vectors_are_those_of_other_plugins(frame: pd.DataFrame) -> None:
+    ranker = make_colbert()
+    assert ranker.query_encoder()(frame)["query_embs"][0].shape == (16, 16)
+    assert ranker.doc_encoder()(frame)["doc_embs"][0].shape == (6, 16)
+    assert make_dot().doc_encoder()(frame)["doc_vec"][0].shape == (32,)
+    assert isinstance(ranker.doc_encoder() >> pt.RankCutoff(3), pt.Compose | pt.Transformer)
