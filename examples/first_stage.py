@@ -6,6 +6,7 @@ and ``qrels.<split>.trec``.
 BM25 is Terrier's where Java is found and PISA's where it is not; both index the same words.
 """
 
+import argparse
 import gzip
 import importlib.util
 import json
@@ -78,6 +79,17 @@ def corpus(name: str) -> dict[str, str]:
     else:
         documents = pt.get_dataset(name).get_corpus_iter(verbose=False)
     return {d["docno"]: " ".join(filter(None, [d.get("title") if not name.startswith("kd:") else None, d.get("text")])) for d in documents}
+
+
+def kept_folder(args: argparse.Namespace, free: tuple[str, ...]) -> Path:
+    """The folder ``--out``, where what is done is kept; refuses what was done with other arguments, ``free`` ones aside."""
+    folder, told = Path(args.out), {k: v for k, v in vars(args).items() if k not in ("out", *free)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "arguments.json").exists() and (before := json.loads((folder / "arguments.json").read_text())) != told:
+        differ = sorted(k for k in told if told[k] != before.get(k))
+        raise SystemExit(f"{folder} holds what was done with another {', '.join('--' + k.replace('_', '-') for k in differ)}: pass a new --out.")
+    (folder / "arguments.json").write_text(json.dumps(told))
+    return folder
 
 
 def bm25(name: str, depth: int) -> tuple[pt.Transformer, str]:

@@ -42,8 +42,7 @@ parser.add_argument("--test-queries", type=int, default=200)
 parser.add_argument("--paper", action="store_true", help="the paper's epochs, learning rates and batch sizes")
 parser.add_argument("--out", default="simplified-tinybert")
 args = parser.parse_args()
-out = Path(args.out)
-out.mkdir(parents=True, exist_ok=True)
+out = first_stage.kept_folder(args, free=("seeds",))
 
 # 1. Candidates, and for training the passages of documents that share most words with the query
 (train, train_qrels), (valid, valid_qrels), (test, qrels) = first_stage.topics_and_qrels(args.collection).values()
@@ -120,10 +119,10 @@ for seed in args.seeds:
 # 4. Rank the test candidates by their best passages
 runs: dict[str, list[pd.DataFrame]] = {"BM25": [ranking]}
 for name, members in models.items():
-    for number, ranker in enumerate(members):
+    for ranker in members:
         pipeline = (passages.split(ranker, stride=stride) >> ranker >> passages.max_passage()).compile()
         ranker.verbose = True
-        runs.setdefault(name, []).append(cached(f"run-{name.replace(' ', '-')}-{number}.pkl", lambda pipeline=pipeline: pipeline(ranking)[["qid", "query", "docno", "score"]]))
+        runs.setdefault(name, []).append(cached(f"run-{Path(ranker.name).name or 'start'}.pkl", lambda pipeline=pipeline: pipeline(ranking)[["qid", "query", "docno", "score"]]))
 
 depth_of = ranking.set_index(["qid", "docno"])["rank"]
 

@@ -10,7 +10,6 @@ what each costs before training for a task, for each task, and for each query. W
 import argparse
 import json
 import time
-from pathlib import Path
 
 import first_stage
 import matplotlib.pyplot as plt
@@ -37,8 +36,7 @@ parser.add_argument("--test-queries", type=int, default=200)
 parser.add_argument("--paper", action="store_true", help="the published epochs, learning rates and batch sizes")
 parser.add_argument("--out", default="understanding-distillation")
 args = parser.parse_args()
-out = Path(args.out)
-out.mkdir(parents=True, exist_ok=True)
+out = first_stage.kept_folder(args, free=("shapes",))
 
 # 1. Candidates, corpus, encoder and teacher
 (train, train_qrels), (valid, valid_qrels), (topics, qrels) = first_stage.topics_and_qrels(args.collection).values()

@@ -9,25 +9,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import datasets, errors, losses, passages, strategies
+    from . import datasets, errors, losses, pairs, passages, strategies
     from .distiller import Distiller
     from .loading import load
-    from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
+    from .rankers import TK, BertDot, ColBERT, CrossEncoder, PreTTR, Ranker
     from .sampling import KeepTop, Sampler
     from .stages import Stage
     from .stores import DocumentStore
     from .strategies import Strategy
-    from .teachers import Ensemble, Teacher
+    from .teachers import BySignal, Ensemble, Teacher
+    from .topics import QueryTopics
 
-_MODULES = ("datasets", "errors", "losses", "passages", "strategies")
+_MODULES = ("datasets", "errors", "losses", "pairs", "passages", "strategies")
 _NAMES = {
-    "BertDot": "rankers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "DocumentStore": "stores", "Ensemble": "teachers",
-    "KeepTop": "sampling", "Ranker": "rankers", "Sampler": "sampling", "Stage": "stages", "Strategy": "strategies", "Teacher": "teachers", "load": "loading",
+    "BertDot": "rankers", "BySignal": "teachers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "DocumentStore": "stores", "Ensemble": "teachers",
+    "KeepTop": "sampling", "PreTTR": "rankers", "QueryTopics": "topics", "Ranker": "rankers", "Sampler": "sampling", "Stage": "stages", "Strategy": "strategies", "TK": "rankers",
+    "Teacher": "teachers", "load": "loading",
 }
 
 __all__ = [
-    "BertDot", "ColBERT", "CrossEncoder", "Distiller", "DocumentStore", "Ensemble", "KeepTop", "Ranker", "Sampler", "Stage", "Strategy", "Teacher",
-    "datasets", "errors", "load", "losses", "passages", "strategies",
+    "TK", "BertDot", "BySignal", "ColBERT", "CrossEncoder", "Distiller", "DocumentStore", "Ensemble", "KeepTop", "PreTTR", "QueryTopics", "Ranker", "Sampler", "Stage", "Strategy",
+    "Teacher", "datasets", "errors", "load", "losses", "pairs", "passages", "strategies",
 ]
 
 

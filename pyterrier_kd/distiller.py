@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,17 +25,21 @@ from .fitting import Fit, FitSettings, bound_losses
 from .frames import explained, fields_of, require_strings, row_texts
 from .groups import Groups, from_frame
 from .losses import BoundLoss
+from .pairs import TrainingPairs
 from .rankers import Ranker
 from .sampling import KeepTop
 from .score_store import ScoreStore
 from .signals import missing_signal
 from .stages import rows_ahead
 from .strategies import Strategy, as_strategy
-from .teachers import teacher_scores, terms_of
+from .teachers import BySignal, teacher_scores, terms_of
 from .training import processes
 from .validation import measure_of, validation
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
+
+
+Candidates = tuple[pd.DataFrame, list[str]] | TrainingPairs      # a frame sorted by query with the text of each row, or pairs by ids
 
 
 class Distiller(pt.Estimator):
@@ -129,13 +134,14 @@ class Distiller(pt.Estimator):
         return as_strategy(self.strategy).with_settings(loss=self.loss, epochs=self.epochs, steps=self.steps, learning_rate=self.learning_rate,
                                                         batch_size=self.batch_size, dropout=self.dropout)
 
-    def fit(self, tr: pd.DataFrame | None = None, qrels_tr: pd.DataFrame | None = None, va: pd.DataFrame | None = None,
+    def fit(self, tr: pd.DataFrame | TrainingPairs | None = None, qrels_tr: pd.DataFrame | None = None, va: pd.DataFrame | None = None,
             qrels_va: pd.DataFrame | None = None) -> Self:
         """Trains ``student_``.
 
         Args:
             tr: Candidates: ``qid``, ``query``, ``docno``, and the text unless there is a text loader. Passages, with docnos
-                such as ``d1%p0``, get the labels of their documents. None if all stages train on a corpus.
+                such as ``d1%p0``, get the labels of their documents. Or pairs by ids, from ``kd.pairs``, which have labels, and may have
+                scores that stand in for a teacher. None if all stages train on a corpus.
             qrels_tr: Labels. Distillation needs none; losses over labels do.
             va: Candidates to validate on.
             qrels_va: Their labels; without them there is no validation.
@@ -157,12 +163,14 @@ class Distiller(pt.Estimator):
             raise ValueError(f"Distiller(tracker={self.tracker!r}) writes into the checkpoint folder: pass checkpoint= as well.")
         if self.tracker == "tensorboard":
             require_extra("tensorboard", "demo", "Distiller(tracker='tensorboard')")
-        losses = self._losses(strategy, start)
-        candidates = None if tr is None else self._candidates(tr, "fit")
+        if isinstance(tr, TrainingPairs) and (qrels_tr is not None or len(fields_of(start.text_field)) > 1):
+            raise ValueError("Distiller.fit got pairs by ids together with qrels, or a student that reads several fields: pairs have labels of their own, and one text a document.")
+        losses = self._losses(strategy, start, given=isinstance(tr, TrainingPairs) and tr.groups.teacher is not None)
+        candidates = tr if tr is None or isinstance(tr, TrainingPairs) else self._candidates(tr, "fit")
         sources = self._sources(strategy, start, candidates, qrels_tr)
         validate = self._validation(va, qrels_va)
         if candidates is not None:
-            sources = self._with_scores(strategy, sources, *candidates)
+            sources = self._with_scores(strategy, sources, candidates)
         settings = FitSettings(strategy, self.teacher, self.measure, self.validate_every, self.patience,
                                Path(self.checkpoint) if self.checkpoint is not None else None, self.precision, self.tracker, self.seed, self.verbose)
         fit = Fit(settings, start, sources, losses, validate)
@@ -187,20 +195,24 @@ class Distiller(pt.Estimator):
         require_strings(frame, "query", self)
         return frame, row_texts(frame, fields, loader if loaded else None, self)
 
-    def _losses(self, strategy: Strategy, student: Ranker) -> list[BoundLoss]:
-        """The stages' losses, once it is known that everybody can give what they need."""
+    def _losses(self, strategy: Strategy, student: Ranker, given: bool) -> list[BoundLoss]:
+        """The stages' losses, once it is known that everybody can give what they need; ``given`` says that the data hold scores."""
         for stage in strategy.stages:
             needs = stage.loss.needs
             for name in sorted(needs.student - student.signal_names):
                 raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
-            if needs.teacher and stage.taught_by(self.teacher) is None:
+            teacher = stage.taught_by(self.teacher)
+            if isinstance(teacher, BySignal) and teacher.scores is None and "scores" in needs.teacher and not given:
+                raise DataError(f"{teacher!r}: {stage.loss!r} needs scores of queries with their own texts, which these data do not hold: pass scores=, or pairs "
+                                "of kd.pairs.from_score_file.")
+            if needs.teacher and teacher is None and not (given and needs.teacher == {"scores"}):
                 raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return bound_losses(strategy, student, self.teacher, self.seed)
 
-    def _sources(self, strategy: Strategy, student: Ranker, candidates: tuple[pd.DataFrame, list[str]] | None, qrels: pd.DataFrame | None) -> list[Groups | Corpus]:
+    def _sources(self, strategy: Strategy, student: Ranker, candidates: Candidates | None, qrels: pd.DataFrame | None) -> list[Groups | Corpus]:
         """What each stage trains on: its corpus, or the candidates as groups that it can learn from."""
         sources: list[Groups | Corpus] = []
-        groups = None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
+        groups = candidates.groups if isinstance(candidates, TrainingPairs) else None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
         for stage in strategy.stages:
             if stage.corpus is not None:
                 special = len(student.tokenizer("")["input_ids"])
@@ -208,29 +220,43 @@ class Distiller(pt.Estimator):
             elif groups is None:
                 raise DataError(f"The stage {stage.name!r} trains on candidates: pass a frame of them as fit's first argument. Only stages with a corpus need none.")
             else:
-                sources.append(groups.usable(stage.loss.needs, stage.loss))
+                usable = groups.usable(stage.loss.needs, stage.loss)
+                sources.append(usable if stage.topics is None else replace(usable, topic=np.asarray(stage.topics(usable.queries))))
         return sources
 
-    def _with_scores(self, strategy: Strategy, sources: list[Groups | Corpus], frame: pd.DataFrame, texts: list[str]) -> list[Groups | Corpus]:
+    def _with_scores(self, strategy: Strategy, sources: list[Groups | Corpus], candidates: Candidates) -> list[Groups | Corpus]:
         """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none.
 
         The teacher is asked only for the rows that training will see, wherever these are known ahead.
         """
+        count = len(candidates.groups.row) if isinstance(candidates, TrainingPairs) else len(candidates[0])
+
+        def scored(teacher: Any, rows: np.ndarray) -> np.ndarray:
+            if isinstance(candidates, TrainingPairs):
+                field = fields_of(self.student.text_field)[0]
+                # what is brought to one scale needs all scores at once
+                whole = any(leaf.standardise for _, leaf in terms_of(teacher))
+                frames = (candidates.frame(portion, field) for portion in ([rows] if whole else candidates.portions(rows)))
+                return np.concatenate([teacher_scores(teacher, frame, frame[field].tolist(), self._store(), self.verbose) for frame in frames])
+            frame, texts = candidates
+            return teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[j] for j in rows], self._store(), self.verbose)
+
         if self.keep_top is not None:
-            every = teacher_scores(self.teacher, frame, texts, self._store(), self.verbose)
+            every = scored(self.teacher, np.arange(count))
             for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
                 if isinstance(source, Groups):
                     kept = self.keep_top(source.starts, source.parent, every[source.row])
                     sources[i] = source.select_rows(kept).usable(stage.loss.needs, stage.loss)
         for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
-            if not isinstance(source, Groups) or stage.loss.needs.teacher != {"scores"}:
+            teacher, needs = stage.taught_by(self.teacher), stage.loss.needs.teacher
+            teacher = teacher.scores if isinstance(teacher, BySignal) and "scores" in needs else teacher if needs == {"scores"} else None
+            if not isinstance(source, Groups) or teacher is None:
                 continue
-            teacher = stage.taught_by(self.teacher)
             rows = source.row
             if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
                 rows = rows[rows_ahead(stage, source, (self.seed, i), processes())]
-            rows, scores = np.sort(rows), np.zeros(len(frame))
-            scores[rows] = teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[j] for j in rows], self._store(), self.verbose)
+            rows, scores = np.sort(rows), np.zeros(count)
+            scores[rows] = scored(teacher, rows)
             sources[i] = source.with_teacher(scores).usable(stage.loss.needs, stage.loss)
         return sources
 

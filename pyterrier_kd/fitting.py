@@ -26,6 +26,7 @@ from .corpus import Corpus
 from .errors import CheckpointError, DataError
 from .formats.checkpoints import read_json, recover
 from .groups import Groups
+from .loaded_texts import Loaded
 from .losses import BoundLoss
 from .rankers import Ranker
 from .signals import LAYERWISE, SCORES, LayerNumbers, Signals, Texts
@@ -136,7 +137,8 @@ class Fit:
             if isinstance(source, Groups):
                 for array in (source.text, source.starts, source.label):
                     digest.update(np.ascontiguousarray(array).tobytes())
-            for text in source.head() if isinstance(source, Corpus) else (*source.queries, *source.texts):
+            texts = source.head() if isinstance(source, Corpus) else (*source.queries, *(source.texts.docnos if isinstance(source.texts, Loaded) else source.texts))
+            for text in texts:
                 digest.update(text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from .errors import DataError, some
+from .loaded_texts import Loaded
 from .sampling import Sampler
 from .signals import Batch, Needs
 
@@ -38,6 +39,7 @@ class Groups:
         label: (N,) relevance labels, 0 where unjudged.
         relevant: For each group the numbers (as in ``parent``) of the documents known to be relevant.
         teacher: (N,) teacher scores known ahead, or None.
+        topic: (G,) a number for each query's topic, where batches are to hold queries of one topic, or None.
     """
 
     queries: Sequence[str]
@@ -51,6 +53,7 @@ class Groups:
     label: np.ndarray
     relevant: Sequence[np.ndarray]
     teacher: np.ndarray | None = None
+    topic: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -62,7 +65,8 @@ class Groups:
 
     def steps(self, batch_size: int, most: int | None = None) -> int:
         """The number of batches of an epoch, or ``most`` if it has more."""
-        batches = -(-len(self) // batch_size)
+        counts = np.array([len(self)]) if self.topic is None else np.unique(self.topic, return_counts=True)[1]
+        batches = int((-(-counts // batch_size)).sum())
         return batches if most is None else min(batches, most)
 
     def usable(self, needs: Needs, who: object) -> Groups:
@@ -95,7 +99,8 @@ class Groups:
     def select(self, groups: np.ndarray) -> Groups:
         """Some of the groups, by number."""
         rows = np.concatenate([np.arange(self.starts[g], self.starts[g + 1]) for g in groups])
-        chosen = replace(self, queries=[self.queries[g] for g in groups], relevant=[self.relevant[g] for g in groups])
+        chosen = replace(self, queries=[self.queries[g] for g in groups], relevant=[self.relevant[g] for g in groups],
+                         topic=None if self.topic is None else self.topic[groups])
         return chosen._with_rows(rows, self.sizes[groups])
 
     def with_teacher(self, scores: np.ndarray) -> Groups:
@@ -122,7 +127,8 @@ class Groups:
         """The groups with the texts of the rows ``used`` alone; the others become empty and cost nothing to tokenise."""
         kept = np.zeros(len(self.texts), dtype=bool)
         kept[self.text[used]] = True
-        return replace(self, texts=[t if k else "" for t, k in zip(self.texts, kept, strict=True)])
+        texts = self.texts.only(kept) if isinstance(self.texts, Loaded) else [t if k else "" for t, k in zip(self.texts, kept, strict=True)]
+        return replace(self, texts=texts)
 
     def _with_rows(self, rows: np.ndarray, sizes: np.ndarray) -> Groups:
         """Some of the rows, of which each group has ``sizes``."""
@@ -133,7 +139,7 @@ class Groups:
         """One epoch: every group once, in random order.
 
         Among the groups of ``BUCKET`` consecutive batches those with texts of similar length are put together, then the
-        batches are shuffled again: less padding, and still a random order.
+        batches are shuffled again: less padding, and still a random order. With topics a batch holds queries of one topic instead.
 
         Args:
             batch_size: B, the number of queries of a batch; the last one may have fewer.
@@ -152,6 +158,11 @@ class Groups:
         """The groups of each batch of an epoch."""
         rng = np.random.default_rng([*seed])
         order = rng.permutation(len(self))
+        if self.topic is not None:
+            order = order[np.argsort(self.topic[order], kind="stable")]
+            topics = np.split(order, np.flatnonzero(np.diff(self.topic[order])) + 1)
+            plan = [topic[i:i + batch_size] for topic in topics for i in range(0, len(topic), batch_size)]
+            return [plan[i] for i in rng.permutation(len(plan))]
         size = np.add.reduceat(self.length[self.text], self.starts[:-1]) / np.maximum(self.sizes, 1)
         plan = []
         for i in range(0, len(order), BUCKET * batch_size):

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
-from .formats import sentence_transformers
+from .formats import bare_weights, multi_vector, sentence_transformers
 from .formats.checkpoints import METADATA, read_json
-from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
+from .rankers import TK, BertDot, ColBERT, CrossEncoder, PreTTR, Ranker
 
-RANKERS: dict[str, type[Ranker]] = {"CrossEncoder": CrossEncoder, "BertDot": BertDot, "ColBERT": ColBERT}
-SENTENCE_TRANSFORMERS = {"CrossEncoder": "CrossEncoder", "SentenceTransformer": "BertDot", "MultiVectorEncoder": "ColBERT", "ColBERT": "ColBERT"}    # the last is PyLate's
+RANKERS: dict[str, type[Ranker]] = {"CrossEncoder": CrossEncoder, "BertDot": BertDot, "ColBERT": ColBERT, "PreTTR": PreTTR, "TK": TK}
+SENTENCE_TRANSFORMERS = {"CrossEncoder": "CrossEncoder", "SentenceTransformer": "BertDot"}
 
 
 def load(path: str | Path, **settings: Any) -> Ranker:
     """Loads a ranker, of the kind that its files tell.
 
     Args:
-        path: A folder that ``save`` wrote, a sentence-transformers or Hugging Face folder, or a hub name.
+        path: A folder that ``save`` wrote, one of sentence-transformers, PyLate, colbert-ai or transformers, the published ones of arXiv:2010.02666, a
+            ``.dnn`` file, or a hub name.
         **settings: Settings of that ranker's constructor.
 
     Raises:
@@ -31,12 +32,14 @@ def load(path: str | Path, **settings: Any) -> Ranker:
     name = os.fspath(path)
     kind = read_json(name, METADATA).get("ranker")
     if kind is None:
-        kind = SENTENCE_TRANSFORMERS.get(sentence_transformers.kind_of(name) or "")
+        kind = "ColBERT" if multi_vector.kind_of(name) else SENTENCE_TRANSFORMERS.get(sentence_transformers.kind_of(name) or "")
     architectures = read_json(name, "config.json").get("architectures") or [] if kind is None else []
     if any("SequenceClassification" in a for a in architectures):
         kind = "CrossEncoder"
     if "HF_ColBERT" in architectures:
         kind = "ColBERT"
+    if kind is None and (found := bare_weights.read(name)):
+        kind = found.ranker
     if kind not in RANKERS:
         raise CheckpointError(f"{name!r} does not say which ranker it is: load it with one of {', '.join(f'kd.{k}(...)' for k in RANKERS)}.")
     return RANKERS[kind](name, **settings)

@@ -21,17 +21,21 @@ class Sampler:
         texts: n, how many texts. Default 2: the pairs of the papers.
         positives: How many of them are relevant, where there are as many (the rest are texts not known to be relevant, as
             far as there are any). Default 1. Where nothing is labelled, all are chosen alike.
-        choose: How the others are chosen: "random" (default), "top" (the highest teacher scores) or "stratified" (the range of the teacher's
-            scores is cut into as many equal parts as texts are wanted, and each part gives one).
+        choose: How the others are chosen: "random" (default); "top", the highest teacher scores; "stratified", the range of the teacher's
+            scores is cut into as many equal parts as texts are wanted, and each part gives one; or "bins", the range of the margins to the
+            relevant text is cut into ``bins`` equal parts, one that holds texts is chosen at random, and a text in it (TAS-B's balanced margins,
+            arXiv:2104.06967, section 3.2).
+        bins: Parts for "bins". Default 10, the paper's.
     """
 
     texts: int = 2
     positives: int = 1
-    choose: Literal["random", "top", "stratified"] = "random"
+    choose: Literal["random", "top", "stratified", "bins"] = "random"
+    bins: int = 10
 
     def __post_init__(self) -> None:
-        if self.texts < 1 or not 0 <= self.positives <= self.texts or self.choose not in ("random", "top", "stratified"):
-            raise ValueError(f"{self!r}: texts must be at least 1, positives 0 to texts, choose 'random', 'top' or 'stratified'.")
+        if self.texts < 1 or not 0 <= self.positives <= self.texts or self.choose not in ("random", "top", "stratified", "bins") or self.bins < 1:
+            raise ValueError(f"{self!r}: texts and bins must be at least 1, positives 0 to texts, choose 'random', 'top', 'stratified' or 'bins'.")
 
     def __call__(self, labels: np.ndarray, teacher: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
         """Positions of the chosen texts.
@@ -62,6 +66,8 @@ class Sampler:
         scores = teacher[pool]
         if self.choose == "top":
             return pool[np.argsort(-scores, kind="stable")[:count]]
+        if self.choose == "bins":
+            return pool[self._by_bins(scores, count, rng)]
         left = list(rng.permutation(len(pool)))
         low, high = scores.min(), scores.max()
         chosen = []
@@ -70,6 +76,20 @@ class Sampler:
             left.remove(nearest)
             chosen.append(nearest)
         return pool[np.array(chosen, dtype=np.int64)]
+
+
+    def _by_bins(self, scores: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` positions, each from a bin that is chosen at random; margins to one relevant text have the bins of the scores themselves."""
+        low, high = scores.min(), scores.max()
+        bins = np.minimum((scores - low) / max(high - low, 1e-9) * self.bins, self.bins - 1).astype(np.int64)
+        left = rng.permutation(len(scores))
+        chosen = []
+        for _ in range(count):
+            wanted = rng.choice(np.unique(bins[left]))
+            place = int(np.flatnonzero(bins[left] == wanted)[0])
+            chosen.append(left[place])
+            left = np.delete(left, place)
+        return np.array(chosen, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -34,8 +35,12 @@ class Stage:
         epochs: Passes over the queries; may be a fraction. Default 1.
         steps: Optimiser steps, instead of epochs. Default None.
         learning_rate: Its highest value. Default 2e-5.
+        rates: Learning rates of their own for parameters in whose names a pattern (a regular expression) is found, ``{"embedding": 1e-5}``; 0 leaves
+            them as they are. Default: none.
         batch_size: B, queries a step; texts a step where there is a corpus. Default 32.
         sampler: Chooses the texts of a query. Default: one relevant, where there is one, and one other.
+        topics: Gives each query the number of its topic, such as ``kd.QueryTopics(encoder)``; a batch then holds queries of one topic alone. For losses
+            over all texts of a batch. Default None.
         corpus: Texts to train on instead of queries and candidates: an iterable of texts or dicts that starts anew each time, or a
             function that returns an iterator, such as ``dataset.get_corpus_iter``. For losses over layers. Default None.
         length: The most tokens of a text of the corpus, special ones included; longer texts are cut into several. Default 128.
@@ -54,8 +59,10 @@ class Stage:
     epochs: float = 1
     steps: int | None = None
     learning_rate: float = 2e-5
+    rates: Mapping[str, float] = field(default_factory=dict, hash=False)
     batch_size: int = 32
     sampler: Sampler = field(default_factory=Sampler)
+    topics: Callable[[Sequence[str]], np.ndarray] | None = None
     corpus: Any = field(default=None, repr=False)
     length: int = 128
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -78,6 +85,10 @@ class Stage:
         if self.corpus is not None and (beyond := self.loss.needs.student & SCORES or self.loss.needs.labels):
             raise ValueError(f"Stage(loss={self.loss!r}, corpus=...) needs {'labels' if beyond is True else sorted(beyond)}, which texts without queries do not have: "
                              "only losses over layers can be trained on a corpus, such as Attention() + Hidden() + Embedding().")
+
+    def rate_of(self, name: str) -> float:
+        """The highest learning rate of a parameter."""
+        return next((rate for pattern, rate in self.rates.items() if re.search(pattern, name)), self.learning_rate)
 
     def taught_by(self, teacher: Any) -> Any:
         """This stage's own teacher, or else ``teacher``, that of the whole training."""

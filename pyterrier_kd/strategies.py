@@ -7,9 +7,11 @@ shows a method as its equation and its settings. One's own is ``Strategy("mine",
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from .losses import MSE, Attention, Embedding, HardLabels, Hidden, Loss, MarginMSE, RankNet, SoftLabels, WeightedRankNet
 from .sampling import Sampler
@@ -101,6 +103,44 @@ def fine_tune(loss: Loss | None = None, texts: int = 2) -> Strategy:
         texts: Texts a query. Default 2.
     """
     return single("fine_tune", loss or RankNet(), texts)
+
+
+def cross_architecture(loss: Loss | None = None, texts: int = 2, tk: bool = False) -> Strategy:
+    """Cross-architecture distillation with the settings of arXiv:2010.02666: 850,000 steps of 32 triples for 400,000 queries are 68 passes over pairs of texts.
+
+    Args:
+        loss: ``MarginMSE()`` (default), ``MSE()`` or ``WeightedRankNet()``; without a teacher ``RankNet()``.
+        texts: Texts a query. Default 2, the paper's triples.
+        tk: Whether the student is a TK, whose rates are 1e-5, of its kernels 1e-4, instead of 7e-6.
+    """
+    rates = {r"\binteraction\.": 1e-4} if tk else {}
+    stage = Stage(loss or MarginMSE(), epochs=68, learning_rate=1e-5 if tk else 7e-6, rates=rates, batch_size=32, schedule="cosine", warmup=0.0, weight_decay=0.0)
+    return single("cross_architecture", stage.loss, texts, stage)
+
+
+def tas_b(topics: Callable[[Sequence[str]], np.ndarray], in_batch: float = 0.75) -> Strategy:
+    """TAS-Balanced: batches of one topic, balanced margins, dual supervision (arXiv:2104.06967). The teacher is a ``kd.BySignal``.
+
+    Args:
+        topics: Such as ``kd.QueryTopics(encoder)``.
+        in_batch: Weight of the loss over the batch's other texts. Default 0.75.
+    """
+    loss = MarginMSE() + in_batch * MarginMSE(in_batch="anchored")
+    stage = Stage(loss, epochs=68, learning_rate=7e-6, batch_size=32, schedule="cosine", warmup=0.0, weight_decay=0.0, topics=topics,
+                  sampler=Sampler(texts=2, choose="bins"), name="tas_b")
+    return Strategy("tas_b", (stage,))
+
+
+def prettr_compression(join: int, depth: int) -> Strategy:
+    """Pre-training of a PreTTR's compression (arXiv:2004.14255): the layers above it attend as they do without it. Only the compression is trained.
+
+    The teacher is the same PreTTR without compression.
+
+    Args:
+        join: The first layer that reads both sides.
+        depth: The number of layers.
+    """
+    return Strategy("prettr_compression", (Stage(Attention([(i, i) for i in range(join, depth)]), learning_rate=1e-3, rates={r"\bclassifier\.": 0.0}, name="compression"),))
 
 
 # ---------------------------------------------------------------------- same-architecture distillation

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .groups import Groups
 from .losses import BoundLoss
 from .rankers import Ranker
 from .signals import LAYERWISE, Architecture, Batch, Signals, Texts, missing_signal
-from .teachers import terms_of
+from .teachers import BySignal, terms_of
 
 
 def given_signals(batch: Batch) -> Signals:
@@ -31,6 +32,8 @@ def architecture_of(teacher: Any, alone: bool) -> Architecture | None:
         teacher: Anything that ``terms_of`` takes, or None.
         alone: Whether texts are read without queries.
     """
+    if isinstance(teacher, BySignal):
+        teacher = teacher.in_batch
     terms = terms_of(teacher) if teacher is not None else ()
     if len(terms) != 1 or not isinstance(terms[0][1].source, Ranker):
         return None
@@ -43,8 +46,13 @@ def require_live(teacher: Any, loss: BoundLoss) -> None:
     Raises:
         MissingSignal: If a part of it is no ranker, or a ranker without these signals; or layers are asked of a sum.
     """
-    names, terms = loss.loss.needs.teacher, terms_of(teacher)
+    names = loss.loss.needs.teacher
+    if isinstance(teacher, BySignal):
+        names, teacher = names - {"scores"}, teacher.in_batch
+    terms = terms_of(teacher)
     for _, leaf in terms:
+        if leaf.standardise:
+            raise ValueError(f"{teacher!r}: standardise=True needs all scores ahead of training, but {loss.loss!r} asks its teacher while training runs.")
         if leaf.logit and isinstance(leaf.source, Ranker):
             raise ValueError(f"Teacher({leaf!r}, logit=True): a ranker of this package gives raw scores already, and {loss.loss!r} asks it while training runs. Leave logit= out.")
         has = leaf.source.signal_names if isinstance(leaf.source, Ranker) else frozenset({"scores"})
@@ -64,6 +72,9 @@ def live_signals(teacher: Any, groups: Groups | None, loss: BoundLoss, device: t
         device: Where training runs; the teacher goes there.
     """
     names = loss.loss.needs.teacher
+    if isinstance(teacher, BySignal):
+        live = live_signals(teacher.in_batch, groups, loss, device)
+        return lambda batch: replace(live(batch), scores=batch.teacher)
     sources = []
     for weight, leaf in terms_of(teacher):
         frozen = leaf.source.frozen(device)

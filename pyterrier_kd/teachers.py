@@ -54,16 +54,33 @@ class Ensemble:
     Args:
         teachers: The teachers.
         weights: One for each. Default: equal, summing to 1.
+        standardise: Whether each teacher's scores are brought to mean 0 and standard deviation 1 first, over all candidates that training sees,
+            where teachers' scales differ. Default False, as in the paper, whose three teachers are alike.
     """
 
-    def __init__(self, teachers: Sequence[Any], weights: Sequence[float] | None = None) -> None:
-        self.teachers = list(teachers)
+    def __init__(self, teachers: Sequence[Any], weights: Sequence[float] | None = None, standardise: bool = False) -> None:
+        self.teachers, self.standardise = list(teachers), standardise
         self.weights = [1 / len(self.teachers)] * len(self.teachers) if weights is None else list(weights)
         if not self.teachers or len(self.weights) != len(self.teachers):
             raise ValueError(f"Ensemble of {len(self.teachers)} teachers with {len(self.weights)} weights: it needs a teacher, and a weight for each.")
 
     def __repr__(self) -> str:
         return "Ensemble(" + ", ".join(described(t) for t in self.teachers) + ")"
+
+
+class BySignal:
+    """Another teacher for each signal (the dual supervision of arXiv:2104.06967).
+
+    Args:
+        in_batch: A two-sided ranker, which scores every query with every text of the batch while training runs.
+        scores: Gives the scores of each query with its own texts, ahead of training. Default None: the data hold them (``kd.pairs``).
+    """
+
+    def __init__(self, in_batch: Any, scores: Any = None) -> None:
+        self.in_batch, self.scores = in_batch, scores
+
+    def __repr__(self) -> str:
+        return f"BySignal(in_batch={described(self.in_batch)}, scores={'the data' if self.scores is None else described(self.scores)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +91,7 @@ class Leaf:
         source: The ranker, transformer or run.
         giver: Identifies its scores on disk, or None if they cannot be told from those of another.
         listwise, logit, missing: As in ``Teacher``.
+        standardise: As in ``Ensemble``.
     """
 
     source: Any
@@ -81,6 +99,7 @@ class Leaf:
     listwise: bool = False
     logit: bool = False
     missing: str = "error"
+    standardise: bool = False
 
     def __repr__(self) -> str:
         return described(self.source)
@@ -106,7 +125,12 @@ def terms_of(teacher: Any) -> Terms:
         inner = terms_of(teacher.teacher)
         return tuple((w, named(leaf, teacher, i if len(inner) > 1 else None)) for i, (w, leaf) in enumerate(inner))
     if isinstance(teacher, Ensemble):
-        return tuple((w * v, leaf) for w, t in zip(teacher.weights, teacher.teachers, strict=True) for v, leaf in terms_of(t))
+        terms = [(w, terms_of(t)) for w, t in zip(teacher.weights, teacher.teachers, strict=True)]
+        if teacher.standardise and any(len(inner) > 1 for _, inner in terms):
+            raise ValueError(f"{teacher!r}: standardise=True needs single teachers, not sums of others: standardise those that are summed.")
+        return tuple((w * v, replace(leaf, standardise=teacher.standardise or leaf.standardise)) for w, inner in terms for v, leaf in inner)
+    if isinstance(teacher, BySignal):
+        raise TeacherError(f"{teacher!r} is no single teacher: use it as it is, for a loss over scores and in-batch scores such as MarginMSE() + MarginMSE(in_batch=True).")
     if isinstance(teacher, operators.Sum):
         return terms_of(teacher.left) + terms_of(teacher.right)
     if isinstance(teacher, operators.Compose) and len(teacher) > 1:
@@ -166,8 +190,16 @@ def teacher_scores(teacher: Any, frame: pd.DataFrame, texts: Sequence[str], stor
     for weight, leaf in terms_of(teacher):
         scores = run_scores(leaf, frame) if isinstance(leaf.source, pd.DataFrame) else asked_scores(leaf, frame, texts, store, verbose)
         warn_of_probabilities(leaf, scores)
-        total += weight * (log_odds(leaf, scores) if leaf.logit else scores)
+        scores = log_odds(leaf, scores) if leaf.logit else scores
+        total += weight * (standardised(scores) if leaf.standardise else scores)
     return total
+
+
+def standardised(scores: np.ndarray) -> np.ndarray:
+    """Scores with mean 0 and standard deviation 1; zeros where all are equal."""
+    spread = np.nanstd(scores)
+    result: np.ndarray = (scores - np.nanmean(scores)) / (spread if spread > 0 else 1.0)
+    return result
 
 
 def run_scores(leaf: Leaf, frame: pd.DataFrame) -> np.ndarray:

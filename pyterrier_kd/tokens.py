@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,14 @@ class TokenTable:
         """The (T,) int32 ids of one text."""
         return self.ids[self.starts[row]:self.starts[row + 1]]
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) int64 numbers of tokens."""
         return np.diff(self.starts)
+
+    def take(self, rows: np.ndarray) -> TokenTable:
+        """Some of the texts."""
+        return TokenTable(np.concatenate([self[i] for i in rows]) if len(rows) else self.ids[:0], np.concatenate([[0], np.cumsum(self.lengths[rows])]), self.cut)
 
     def limited(self, limit: int) -> TokenTable:
         """The same texts, those of more than ``limit`` tokens cut to that."""
@@ -191,6 +196,37 @@ def assemble(template: Template, segments: Sequence[Sequence[np.ndarray]], pad_i
     if template.types is not None:
         tensors["token_type_ids"] = type_ids(template, segments, width)
     return {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in tensors.items()}
+
+
+def assemble_with_masks(template: Template, texts: Sequence[np.ndarray], counts: Sequence[int], mask_id: int, pad_id: int, device: torch.device | str, *,
+                        before_end: bool = False, attended: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+    """The tensors of a batch of N texts with mask tokens behind each (query augmentation), padded on the right.
+
+    Args:
+        template: What stands around a text.
+        texts: The ids of each text.
+        counts: How many mask tokens each gets.
+        mask_id: The id of the mask token.
+        pad_id: The id of padding.
+        device: Where the tensors go.
+        before_end: Whether mask tokens stand before the closing special tokens, rather than behind them.
+        attended: Whether other tokens attend to them.
+
+    Returns:
+        As ``assemble``; and (N, T) bool, True for all tokens but padding.
+    """
+    first, last = template.pieces
+    pieces = (first, (), last) if before_end else (first, last, ())
+    masks = [np.full(count, mask_id, dtype=np.int32) for count in counts]
+    types = None if template.types is None else (template.types[1],) * 5
+    inputs = assemble(Template(pieces, types), list(zip(texts, masks, strict=True)), pad_id, device)
+    real = inputs["attention_mask"].bool()
+    if not attended:
+        starts = np.array([len(first) + len(text) + len(pieces[1]) for text in texts])[:, None]
+        places = np.arange(real.shape[1])[None, :]
+        added = (places >= starts) & (places < starts + np.asarray(counts)[:, None])
+        inputs["attention_mask"] = inputs["attention_mask"].masked_fill(torch.from_numpy(added).to(device), 0)
+    return inputs, real
 
 
 def woven(pieces: Sequence[np.ndarray], segments: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

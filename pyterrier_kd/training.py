@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +25,14 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, some
 from .formats.checkpoints import atomic_folder, read_json, write_json
 from .losses import BoundLoss
 from .signals import Batch, LayerNumbers, Signals, Texts
 from .stages import Source, Stage
 
 POSITION, BEST = "position.json", "best.safetensors"
-NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
+NO_DECAY = re.compile(r"(bias|[Nn]orm\d*\.weight|\bmix|interaction\.(factors|scale))$")       # what scales is not decayed either
 
 
 class Learner(Protocol):
@@ -121,17 +122,17 @@ class Training:
         count = max(1, self.done - first)
         seconds = time.perf_counter() - start
         return {**{k: v / count for k, v in sums.items()}, "pairs/s": pairs * self.accelerator.num_processes / max(seconds, 1e-9),
-                "learning_rate": self.optimizer.param_groups[0]["lr"], "peak_memory_mb": peak_memory(self.accelerator.device)}
+                "learning_rate": self.stage.learning_rate * self.stage.rate(max(0.0, self.done - 0.5) / self.total), "peak_memory_mb": peak_memory(self.accelerator.device)}
 
     def _step(self) -> tuple[dict[str, float], int]:
         """One optimiser step; its loss and terms, and the pairs that it saw."""
         progress = self.done / self.total
         for group in self.optimizer.param_groups:
-            group["lr"] = self.stage.learning_rate * self.stage.rate((self.done + 0.5) / self.total)
+            group["lr"] = group["rate"] * self.stage.rate((self.done + 0.5) / self.total)
         torch.manual_seed(hash((*self.seed, self.done, self.accelerator.process_index)) & 0x7FFFFFFF)
         batch = self._next()
         parts = batch.split(self.stage.accumulate)
-        self.optimizer.zero_grad()
+        self.module.zero_grad()                 # also of parameters that are not trained
         values: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
@@ -143,7 +144,7 @@ class Training:
         if not math.isfinite(value_of := float(values["loss"])):
             raise FloatingPointError(f"the loss is {value_of} at step {self.done + 1} of stage {self.stage.name!r}: lower learning_rate (now "
                                      f"{self.stage.learning_rate}), or train in float32 (precision='no').")
-        self.accelerator.clip_grad_norm_(self.module.parameters(), self.stage.clip)
+        self.accelerator.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.stage.clip)
         self.optimizer.step()
         self.done += 1
         return {k: float(v) for k, v in values.items()}, batch.pairs()
@@ -224,13 +225,22 @@ def accelerator_for(device: torch.device, precision: str | None, tracker: str | 
 
 
 def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW, without decay on biases and normalisations."""
+    """AdamW, without decay on biases and normalisations, and with the stage's own rates for some parameters.
+
+    Raises:
+        ValueError: If a pattern of the stage's rates is found in no parameter's name.
+    """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in named if not n.endswith(NO_DECAY)]
-    others = [p for n, p in named if n.endswith(NO_DECAY)]
-    groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    for pattern in stage.rates:
+        if not any(re.search(pattern, name) for name, _ in named):
+            raise ValueError(f"The stage {stage.name!r} has a learning rate for {pattern!r}, which no parameter's name holds; there are {some(name for name, _ in named)}.")
+    if not any(stage.rate_of(name) for name, _ in named):
+        raise ValueError(f"The stage {stage.name!r} trains nothing: all of its learning rates are 0 ({dict(stage.rates)}).")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault((stage.rate_of(name), 0.0 if NO_DECAY.search(name) else stage.weight_decay), []).append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in named)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.learning_rate, fused=fused)
+    return torch.optim.AdamW([{"params": held, "rate": rate, "weight_decay": decay} for (rate, decay), held in groups.items() if rate], lr=stage.learning_rate, fused=fused)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,23 @@ def make_colbert(seed: int = 0, layers: int = 2, preset: str = "pylate", **setti
     return kd.ColBERT(transformers.BertModel(make_config(num_hidden_layers=layers)), make_tokenizer(), preset=preset, device="cpu", **settings)
 
 
+def make_prettr(seed: int = 0, layers: int = 2, **settings: object) -> kd.PreTTR:
+    """A random PreTTR, joined at half of its layers."""
+    torch.manual_seed(seed)
+    model = transformers.BertForSequenceClassification(make_config(num_labels=1, num_hidden_layers=layers))
+    model.classifier.weight.data *= 5
+    return kd.PreTTR(model, make_tokenizer(), device="cpu", **{"query_length": 12, **settings})
+
+
+def make_tk(seed: int = 0, layers: int = 2, **settings: object) -> kd.TK:
+    """A TK over random word embeddings."""
+    tokenizer = make_tokenizer()
+    embeddings = torch.randn(len(tokenizer), 20, generator=torch.Generator().manual_seed(seed))
+    ranker = kd.TK.new(embeddings, tokenizer, layers=layers, seed=seed, feed_forward=32, device="cpu", **{"doc_length": 64, **settings})
+    ranker.model.interaction.log_weights.weight.data *= 20
+    return ranker
+
+
 def make_frame(queries: int = 6, texts: int = 5) -> pd.DataFrame:
     """Candidates: some queries with some texts each; extra columns as a first stage leaves them."""
     rows = []

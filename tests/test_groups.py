@@ -1,6 +1,7 @@
 """Training groups: what a frame becomes, which texts are chosen, and what a batch holds."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.mark.parametrize("texts", [1, 2, 4, 8])
-@pytest.mark.parametrize("choose", ["random", "top", "stratified"])
+@pytest.mark.parametrize("choose", ["random", "top", "stratified", "bins"])
 def test_a_sample_has_its_positives_first_and_no_text_twice(texts, choose) -> None:
     for seed in range(20):
         chosen = Sampler(texts=texts, choose=choose)(LABELS, SCORES, np.random.default_rng(seed))
@@ -131,6 +132,24 @@ def test_top_takes_the_highest_teacher_scores() -> None:
     assert set(Sampler(texts=2, positives=0, choose="top")(LABELS, SCORES, rng())) == {4, 7}
 
 
+def test_bins_are_chosen_alike_however_many_texts_they_hold() -> None:
+    scores = np.concatenate([np.linspace(0, 0.09, 90), np.linspace(0.95, 1.0, 10)])
+    chosen = [scores[Sampler(texts=2, choose="bins")(np.array([1] + [0] * 99), scores, np.random.default_rng(seed))[1]] for seed in range(400)]
+    assert 0.4 < np.mean(np.array(chosen) > 0.5) < 0.6
+    several = Sampler(texts=20, positives=0, choose="bins")(np.zeros(100), scores, np.random.default_rng(0))
+    assert len(set(several)) == 20
+
+
+def test_a_batch_holds_queries_of_one_topic() -> None:
+    frame = make_frame(queries=23, texts=3)
+    groups = replace(from_frame(frame, frame["text"].tolist(), None, "test"), topic=np.arange(23) % 3)
+    batches = list(groups.batches(4, Sampler(texts=2), (0, 1)))
+    assert len(batches) == groups.steps(4) == 2 + 2 + 2
+    assert all(len(set((b.queries % 3).tolist())) == 1 for b in batches)
+    assert sorted(q for b in batches for q in b.queries.tolist()) == list(range(23))
+    assert groups.select(np.array([4, 7, 2])).topic.tolist() == [1, 1, 2]
+
+
 def test_stratified_covers_the_range_of_scores() -> None:
     scores = np.array([0.0] * 50 + [1.0] * 45 + [10.0] * 5)
     spread, plain = [], []
@@ -144,7 +163,7 @@ def test_stratified_covers_the_range_of_scores() -> None:
 
 @pytest.mark.parametrize("settings", [{"texts": 0}, {"texts": 2, "positives": 3}, {"choose": "best"}])
 def test_bad_samplers(settings) -> None:
-    with pytest.raises(ValueError, match="texts must be at least 1, positives 0 to texts, choose 'random', 'top' or 'stratified'"):
+    with pytest.raises(ValueError, match="texts and bins must be at least 1, positives 0 to texts, choose 'random', 'top', 'stratified' or 'bins'"):
         Sampler(**settings)
 
 

@@ -16,19 +16,19 @@ import pyterrier_kd
 ROOT = Path(pyterrier_kd.__file__).parent
 LAYERS = [
     ["errors", "signals"],
-    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "formats.multi_vector", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "groups", "stages"],
+    ["tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "formats.bare_weights", "formats.multi_vector", "formats.word_vectors", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "loaded_texts", "groups", "pairs", "stages"],
     ["rankers", "training"],
-    ["strategies", "teachers", "teacher_signals", "loading", "passages", "stores", "datasets"],
+    ["strategies", "teachers", "teacher_signals", "topics", "loading", "passages", "stores", "datasets"],
     ["fitting", "validation", "distiller"],
 ]
 WITHIN = {
     "losses": ["base", "layer_maps", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
-    "rankers": ["shrink", "cost", "first_token", "taps", "vectors", "interactions", "side_models", "side", "saved", "base", "two_sided", "cross_encoder", "bert_dot", "colbert"],
+    "rankers": ["shrink", "cost", "first_token", "taps", "vectors", "heads", "interactions", "side_models", "side", "saved", "base", "two_sided", "cross_encoder", "bert_dot", "colbert", "prettr", "tk"],
     "passages": ["aggregate", "cutting", "fused", "split"],
-    "stores": ["files", "documents"],
+    "stores": ["docnos", "files", "retrieval", "documents"],
     "datasets": ["functions", "pycode", "provider"],
 }
-SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot", "colbert"}}
+SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot", "colbert", "prettr", "tk"}}
 
 
 def module_of(path: Path) -> str:
@@ -119,7 +119,7 @@ def test_importing_it_starts_nothing() -> None:
 
 
 def test_unknown_names_say_which_there_are() -> None:
-    with pytest.raises(AttributeError, match=r"module 'pyterrier_kd' has no attribute 'Destiller'; it has BertDot, ColBERT, CrossEncoder, Distiller"):
+    with pytest.raises(AttributeError, match=r"module 'pyterrier_kd' has no attribute 'Destiller'; it has TK, BertDot, BySignal, ColBERT, CrossEncoder, Distiller"):
         pyterrier_kd.Destiller
     assert set(pyterrier_kd.__all__) <= set(dir(pyterrier_kd))
 

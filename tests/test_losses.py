@@ -1,6 +1,7 @@
 """Every loss against slow, obvious code: plain loops over Python numbers, straight from the definition."""
 
 import math
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import pytest
@@ -130,6 +131,21 @@ def test_margin_mse_of_pairs_is_the_papers() -> None:
     batch = Batch(torch.arange(7), torch.zeros(7, 2).long(), torch.zeros(7, 2).long(), torch.zeros(7, 2), torch.ones(7, 2).bool(), torch.zeros(7, 14).bool())
     paper = torch.nn.functional.mse_loss(student[:, 0] - student[:, 1], teacher[:, 0] - teacher[:, 1])
     assert MarginMSE()(Signals(student), Signals(teacher), batch).item() == pytest.approx(paper.item(), rel=1e-5)
+
+
+def test_margin_mse_anchored_in_batch() -> None:
+    batch = batch_of()
+    labels = batch.labels.clone()
+    labels[:, 2] = 3.0 * batch.mask[:, 2]
+    batch = replace(batch, labels=labels)
+    s, t, mask = STUDENT.in_batch.tolist(), TEACHER.in_batch.tolist(), batch.mask.flatten().tolist()
+    each = []
+    for b in range(B):
+        anchor = b * N + next(i for i in real(batch, b) if batch.labels[b, i] > 0) if any(batch.labels[b, i] > 0 for i in real(batch, b)) else b * N
+        each += [((s[b][anchor] - s[b][j]) - (t[b][anchor] - t[b][j])) ** 2 for j in range(B * N) if mask[j] and j // N != b]
+    assert MarginMSE(in_batch="anchored")(STUDENT, TEACHER, batch).item() == pytest.approx(sum(each) / len(each), rel=1e-5)
+    with pytest.raises(ValueError, match="in_batch is True, False or 'anchored'"):
+        MarginMSE(in_batch="all")
 
 
 def test_margin_mse_in_batch() -> None:

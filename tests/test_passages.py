@@ -203,7 +203,7 @@ def test_each_document_is_tokenised_once_and_each_text_encoded_once(monkeypatch:
     read, encoded = [], []
     words, encode_table = Splitter.words, kd.BertDot.encode
     monkeypatch.setattr(Splitter, "words", lambda self, texts, *a, **k: read.extend(filter(None, texts)) or words(self, texts, *a, **k))
-    monkeypatch.setattr(kd.BertDot, "encode", lambda self, side, table, *a: encoded.append(len(table)) or encode_table(self, side, table, *a))
+    monkeypatch.setattr(kd.BertDot, "encode", lambda self, side, table, *a, **k: encoded.append(len(table)) or encode_table(self, side, table, *a, **k))
     fused(frame)
     assert len(read) == len(set(read)) == 2
     assert encoded[0] == 4                              # queries

@@ -10,14 +10,15 @@ import pyterrier as pt
 import pytest
 import torch
 import transformers
-from conftest import make_colbert, make_config, make_cross, make_dot, make_frame, make_tokenizer
+from conftest import make_colbert, make_config, make_cross, make_dot, make_frame, make_prettr, make_tk, make_tokenizer
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError
 from pyterrier_kd.rankers import first_token
 
-MAKERS = [make_cross, make_dot, make_colbert]
-EVERY = pytest.mark.parametrize("make", MAKERS, ids=["cross", "dot", "colbert"])
+MAKERS = [make_cross, make_dot, make_colbert, make_prettr, make_tk]
+EVERY = pytest.mark.parametrize("make", MAKERS, ids=["cross", "dot", "colbert", "prettr", "tk"])
+WITH_ENCODER = pytest.mark.parametrize("make", MAKERS[:4], ids=["cross", "dot", "colbert", "prettr"])      # of transformers; TK's own tests are in test_tk
 
 
 class Loader(pt.Transformer):
@@ -327,7 +328,7 @@ def test_a_damaged_model_is_an_error_not_a_ranking(make, frame) -> None:
         ranker(frame)
 
 
-@EVERY
+@WITH_ENCODER
 def test_bfloat16_is_close_and_float32_the_default(make, frame) -> None:
     exact, rough = make()(frame)["score"], make(dtype="bfloat16")(frame)["score"]
     assert not np.allclose(exact, rough, rtol=1e-6)
@@ -337,7 +338,7 @@ def test_bfloat16_is_close_and_float32_the_default(make, frame) -> None:
 # ---------------------------------------------------------------------- smaller models
 
 
-@EVERY
+@WITH_ENCODER
 @pytest.mark.parametrize(("layers", "kept"), [(2, [0, 5]), (3, [0, 2, 5]), ([1, 4], [1, 4]), (range(2), [0, 1]), (1, [0])])
 def test_shrink_keeps_the_layers_that_are_asked_for(make, layers, kept, frame) -> None:
     ranker = make(layers=6)
@@ -352,14 +353,14 @@ def test_shrink_keeps_the_layers_that_are_asked_for(make, layers, kept, frame) -
     assert np.isfinite(small(frame)["score"]).all()
 
 
-@EVERY
+@WITH_ENCODER
 def test_shrink_to_all_layers_is_the_same_ranker(make, frame) -> None:
     ranker = make()
     assert np.allclose(ranker.shrink(2)(frame)["score"], ranker(frame)["score"])
     assert np.allclose(ranker.shrink(hidden=32)(frame)["score"], ranker(frame)["score"])
 
 
-@EVERY
+@WITH_ENCODER
 def test_shrink_the_width_keeps_each_heads_first_dimensions(make, frame) -> None:
     ranker = make()
     small = ranker.shrink(layers=1, hidden=16)
@@ -370,7 +371,7 @@ def test_shrink_the_width_keeps_each_heads_first_dimensions(make, frame) -> None
     assert inner(small).config.intermediate_size == 32
 
 
-@EVERY
+@WITH_ENCODER
 @pytest.mark.parametrize(("settings", "message"), [
     ({"layers": 3}, "shrink(layers=3) of a model with 2 layers: pass 1 to 2, or a list of layers."),
     ({"layers": [0, 2]}, "shrink(layers=[0, 2]) of a model with 2 layers: pass numbers from 0 to 1."),

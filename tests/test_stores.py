@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from conftest import WORDS, make_colbert, make_dot, make_frame
+from conftest import WORDS, make_colbert, make_dot, make_frame, make_tk
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError, StoreError
-from pyterrier_kd.stores import documents, files
+from pyterrier_kd.stores import docnos, documents, files
 
 RANKERS = {"BertDot": make_dot, "ColBERT": make_colbert, "ColBERT, long vectors": lambda **k: make_colbert(preset="matchmaker", skip=["tea"], **k)}
 
@@ -49,7 +49,8 @@ def test_int8_is_exact_to_half_a_step() -> None:
     import torch
     vectors = torch.cat([torch.randn(50, 16) * 5, torch.zeros(1, 16), torch.full((1, 16), 1e-6)])
     values, scales = files.quantised(vectors, "int8")
-    assert np.abs(values * scales[:, None].astype(np.float32) - vectors.numpy()).max() <= 0.51 * scales.max()
+    back = values * scales[:, None].astype(np.float32)
+    assert (np.abs(back - vectors.numpy()) <= 0.51 * scales[:, None].astype(np.float32)).all()
     with pytest.raises(StoreError, match=r"A vector has values that float16 does not hold \(largest 1e\+06\): make the store with dtype='float32'"):
         files.quantised(vectors + 1e6, "float16")
 
@@ -61,8 +62,23 @@ def test_a_store_counts_its_bytes(tmp_path: Path) -> None:
     assert make_store(ranker, tmp_path / "small", pd.DataFrame({"docno": ["a", "b"], "text": texts}), dtype="int8").bytes_a_document == (5 + 4) * (16 + 2) / 2
     assert repr(store) == f"DocumentStore({str(tmp_path / 'store')!r})"
     assert store == kd.DocumentStore(tmp_path / "store")
-    assert store.rows(["b", "c", "a"]).tolist() == [1, -1, 0]
-    assert store.rows([]).tolist() == []
+    assert store.docnos.rows(["b", "c", "a"]).tolist() == [1, -1, 0]
+    assert store.docnos.rows([]).tolist() == []
+
+
+@pytest.mark.parametrize("names", [["1"], ["D1", "D2", "D3"], [f"{i}" for i in range(20)], [f"d%p{i}" for i in range(12)], ["", "a", "%", "é", "\ud800", "a" * 300]], ids=len)
+def test_names_are_found_as_they_are_written(names: list[str], tmp_path: Path) -> None:
+    docnos.write(tmp_path, names)
+    held = docnos.Docnos(tmp_path)
+    assert held.named(range(len(names))) == names
+    assert held.rows(names[::-1]).tolist() == list(range(len(names)))[::-1]
+    assert held.rows(["001", "D01", "d%p", "1 ", "zz"]).tolist() == [-1] * 5
+
+
+def test_names_whose_hashes_are_equal_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docnos, "hashed", lambda name: len(name) % 2)
+    docnos.write(tmp_path, ["a", "bb", "c", "dd", "e"])
+    assert docnos.Docnos(tmp_path).rows(["e", "c", "a", "dd", "x", "yy"]).tolist() == [4, 2, 0, 3, -1, -1]
 
 
 # ---------------------------------------------------------------------- interrupted
@@ -105,9 +121,9 @@ def test_what_was_begun_is_only_finished_with_the_same(frame: pd.DataFrame, tmp_
     store = kd.DocumentStore(tmp_path / "store")
     with pytest.raises(Stopped):
         store.indexer(ranker).index(stopping(records, 10))
-    with pytest.raises(StoreError, match="was begun with another encoder, encoder_name: finish it with the same, or begin anew with indexer"):
+    with pytest.raises(StoreError, match=r"was begun with another encoder: finish it with the same, or delete .*\.store\.unfinished to begin anew"):
         store.indexer(make_colbert(seed=3)).index(records)
-    with pytest.raises(StoreError, match="its document 1 is 'd0x0', now it is '.*'. Index the same corpus, in the same order, or begin anew with overwrite=True"):
+    with pytest.raises(StoreError, match="its document 1 is 'd0x0', now it is '.*'. Index the same corpus, in the same order, or delete"):
         store.indexer(ranker).index(records[::-1])
     with pytest.raises(StoreError, match="holds 8 documents, these are 3: finish it with all of them"):
         store.indexer(ranker).index(records[:3])
@@ -116,6 +132,65 @@ def test_what_was_begun_is_only_finished_with_the_same(frame: pd.DataFrame, tmp_
         store.indexer(ranker).index(records)
     assert len(store.indexer(ranker, overwrite=True).index(records[:5])) == len(store) == 5
     assert store.scorer(ranker)(frame[frame["docno"].isin([r["docno"] for r in records[:5]])])["score"].notna().all()
+
+
+def test_an_equal_ranker_from_elsewhere_goes_on(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PORTION", 4)
+    with pytest.raises(Stopped):
+        kd.DocumentStore(tmp_path / "store").indexer(make_colbert()).index(stopping(corpus(frame), 10))
+    make_colbert().save(tmp_path / "colbert")
+    again = kd.load(tmp_path / "colbert", device="cpu")
+    assert repr(again) != repr(make_colbert())
+    assert len(make_store(again, tmp_path / "store", frame)) == len(corpus(frame))
+
+
+def test_a_stopped_overwriting_goes_on_and_the_old_store_stays_until_then(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PORTION", 4)
+    ranker, records = make_colbert(), corpus(frame)
+    store = make_store(ranker, tmp_path / "store", frame.head(3), dtype="int8")
+    with pytest.raises(Stopped):
+        kd.DocumentStore(tmp_path / "store").indexer(ranker, overwrite=True).index(stopping(records, 10))
+    assert len(store) == 3
+    encoded = []
+    encode = kd.ColBERT.encode
+    monkeypatch.setattr(kd.ColBERT, "encode", lambda self, side, table, *a, **k: encoded.append(len(table)) or encode(self, side, table, *a, **k))
+    new = kd.DocumentStore(tmp_path / "store").indexer(ranker, overwrite=True).index(records)
+    assert sum(encoded) == len(records) - 8
+    assert (len(new), new.facts["dtype"]) == (len(records), "int8")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_killed_while_its_store_takes_its_place_loses_nothing(overwrite: bool, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = make_colbert()
+    if overwrite:
+        make_store(ranker, tmp_path / "store", frame.head(3))
+    renamed = []
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == tmp_path / "store" or self == tmp_path / "store":
+            if len(renamed) == int(overwrite):
+                raise Stopped
+            renamed.append(target)
+        return rename(self, target)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(Stopped):
+        kd.DocumentStore(tmp_path / "store").indexer(ranker, overwrite=overwrite).index(corpus(frame))
+    monkeypatch.undo()
+    store = kd.DocumentStore(tmp_path / "store")
+    assert len(store) == len(corpus(frame))
+    assert np.allclose(store.scorer(ranker)(frame)["score"], ranker(frame)["score"], atol=1e-2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]
+
+
+def test_an_unfinished_store_that_is_damaged_is_refused(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PORTION", 4)
+    with pytest.raises(Stopped):
+        kd.DocumentStore(tmp_path / "store").indexer(make_colbert()).index(stopping(corpus(frame), 10))
+    os.truncate(tmp_path / ".store.unfinished" / "vectors.bin", 7)
+    with pytest.raises(StoreError, match=r"The unfinished store .* is damaged: vectors.bin has 7 bytes of \d+. Delete the folder to begin anew"):
+        make_store(make_colbert(), tmp_path / "store", frame)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as on Unix")
@@ -162,7 +237,15 @@ def test_stores_that_are_damaged_of_another_kind_or_version_or_not_there(frame: 
         kd.DocumentStore(tmp_path / "nowhere", dtype="int4")
     store = make_store(ranker, tmp_path / "store", frame)
     with pytest.raises(StoreError, match="holds float16, not int8"):
-        kd.DocumentStore(tmp_path / "store", dtype="int8")
+        kd.DocumentStore(tmp_path / "store", dtype="int8").scorer(ranker)(frame)
+    (tmp_path / "empty").mkdir()
+    assert len(make_store(ranker, tmp_path / "empty", frame)) == len(store)
+    scorer = store.scorer(ranker)
+    store.indexer(make_colbert(seed=7), overwrite=True).index(corpus(frame))
+    with pytest.raises(StoreError, match="whose vectors of texts are not those of"):
+        scorer(frame)
+    store.indexer(ranker, overwrite=True).index(corpus(frame))
+    assert np.allclose(scorer(frame)["score"], ranker(frame)["score"], atol=1e-2)
     meta = tmp_path / "store" / "pt_meta.json"
     told = json.loads(meta.read_text())
     size = (tmp_path / "store" / "vectors.bin").stat().st_size
@@ -187,6 +270,10 @@ def test_documents_that_are_missing_are_an_error_or_read_from_their_texts(frame:
     with pytest.raises(DataError, match=r"1 of \d+ documents are not in the store: 'd0x0'. Index them, or pass missing='text' to encode their texts"):
         store.scorer(ranker)(frame)
     assert np.allclose(store.scorer(ranker, missing="text")(frame)["score"], ranker(frame)["score"], atol=1e-5)
+    nowhere = frame.head(2).assign(docno=["x", "y"])
+    assert np.allclose(store.scorer(ranker, missing="text")(nowhere)["score"], ranker(nowhere)["score"], atol=1e-5)
+    with pytest.raises(pt.validate.InputValidationError, match=r"ColBERT needs the column\(s\) \['text'\]"):
+        store.scorer(ranker, missing="text")(frame.drop(columns="text"))
     with pytest.raises(ValueError, match="missing='drop'"):
         store.scorer(ranker, missing="drop")
     loader = pt.apply.text(lambda row: frame.set_index("docno")["text"].to_dict()[row["docno"]])
@@ -202,9 +289,55 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             (ranker.doc_encoder() >> kd.DocumentStore(tmp_path / "store")).index(records)
     store = make_store(ranker, tmp_path / "empty", pd.DataFrame({"docno": ["a", "b c", "ü/😀"], "text": ["", "  ", " ".join(WORDS)]}))
-    frame = pd.DataFrame({"qid": "1", "query": "tea", "docno": ["ü/😀", "a", "b c"], "text": [" ".join(WORDS * 20), "", "  "]})
+    frame = pd.DataFrame({"qid": "1", "query": "tea", "docno": ["ü/😀", "a", "b c"], "text": [" ".join(WORDS), "", "  "]})
     assert np.allclose(store.scorer(ranker)(frame)["score"], ranker(frame)["score"], atol=1e-2)
     assert len(store.scorer(ranker)(frame.head(0))) == 0
+
+
+# ---------------------------------------------------------------------- retrieval
+
+
+def many(count: int = 300) -> pd.DataFrame:
+    """Documents of random words."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame({"docno": [f"d{i}" for i in range(count)], "text": [" ".join(rng.choice(WORDS, rng.integers(2, 12))) for _ in range(count)]})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_retrieval_finds_what_scoring_everything_finds(dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    ranker, docs = make_colbert(seed=2), many()
+    store = make_store(ranker, tmp_path / "store", docs, dtype=dtype)
+    topics = pd.DataFrame({"qid": ["1", "2", "3"], "query": ["how to find tea", "what is the jam", "how to find tea"], "extra": [7, 8, 9]})
+    every = store.retriever(ranker, 20, exhaustive=True)(topics)
+    assert list(every.columns) == ["qid", "query", "extra", "docno", "score", "rank"]
+    assert every["qid"].value_counts().to_dict() == {"1": 20, "2": 20, "3": 20}
+    pairs = topics.merge(docs, how="cross")
+    expected = pairs.assign(score=store.scorer(ranker)(pairs)["score"]).sort_values(["qid", "score"], ascending=[True, False]).groupby("qid").head(20)
+    assert np.allclose(every["score"], expected["score"], atol=1e-5)
+    assert every["rank"].tolist() == [*range(20)] * 3
+    recall = []
+    for neighbours in (1, 8, 64):
+        found = store.retriever(ranker, 20, neighbours=neighbours, probes=10**6)(topics)
+        both = found.merge(every, on=["qid", "docno"], suffixes=("", "_every"))
+        recall.append(len(both) / len(every))
+        assert np.allclose(both["score"], both["score_every"], atol=1e-5)
+    assert recall[0] < recall[2]        # few neighbours miss documents, many do not
+    assert recall[2] >= 0.95
+    assert len(list((tmp_path / "store").glob("tokens-*.faiss"))) == 1
+    assert store.retriever(ranker, 20)(topics.head(0)).columns.tolist() == ["qid", "query", "extra", "docno", "score", "rank"]
+    assert (store.retriever(ranker, 20) % 5).compile().num_results == 5
+    dense = make_dot(seed=1)
+    vectors = make_store(dense, tmp_path / "dense", docs)
+    assert len(vectors.retriever(dense, 250, factory="Flat")(topics)) == 750       # more than the neighbours of one vector
+
+
+def test_rankers_that_compare_otherwise_only_retrieve_by_scoring_everything(tmp_path: Path) -> None:
+    ranker = make_tk()
+    store = make_store(ranker, tmp_path / "store", many(20))
+    with pytest.raises(StoreError, match="TK does not compare by products of vectors, of which an index finds the largest: pass exhaustive=True"):
+        store.retriever(ranker)
+    assert len(store.retriever(ranker, 5, exhaustive=True)(pd.DataFrame({"qid": ["1"], "query": ["tea"]}))) == 5
 
 
 # ---------------------------------------------------------------------- as a transformer

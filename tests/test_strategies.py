@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import WORDS, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer
+from conftest import WORDS, make_colbert, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses, strategies
 from pyterrier_kd.corpus import Corpus
-from pyterrier_kd.errors import CheckpointError, DataError, LayerMismatch
+from pyterrier_kd.errors import CheckpointError, DataError, LayerMismatch, MissingSignal, TeacherError
 from pyterrier_kd.rankers.shrink import parsed_shape
 
 FRAME = make_frame()
@@ -73,6 +73,48 @@ def test_strategies_print_as_equations_and_stages() -> None:
     shown = str(strategies.lm_distill(Lines(), make_dot()))
     assert "256 texts of at most 128 tokens a step, from a corpus, the model's dropout, teacher BertDot(" in shown
     assert "0x" not in shown
+
+
+def test_parameters_can_have_learning_rates_of_their_own(frame, qrels) -> None:
+    student = make_cross(seed=1)
+    stage = kd.Stage(losses.MarginMSE(), steps=3, learning_rate=1e-2, rates={r"\bbert\.encoder\.layer\.0\.": 0, "embeddings": 1e-6}, weight_decay=0)
+    trained = kd.Distiller(student, make_cross(seed=4), strategy=stage, dropout=0, verbose=False).fit(frame, qrels).student_
+    moved = {name: float((after - before).abs().max()) for (name, before), after in zip(student.model.named_parameters(), trained.model.parameters(), strict=True)}
+    assert max(v for k, v in moved.items() if ".layer.0." in k) == 0
+    assert 0 < max(v for k, v in moved.items() if "embeddings" in k) < 1e-5
+    assert min(v for k, v in moved.items() if ".layer.1." in k and "weight" in k) > 1e-3
+    assert hash(stage) == hash(kd.Stage(losses.MarginMSE(), steps=3, learning_rate=1e-2, weight_decay=0))
+    with pytest.raises(ValueError, match=r"The stage 'train' trains nothing: all of its learning rates are 0"):
+        kd.Distiller(student, make_cross(seed=4), strategy=kd.Stage(losses.MarginMSE(), steps=3, rates={"": 0}), verbose=False).fit(frame, qrels)
+    with pytest.raises(ValueError, match=r"The stage 'train' has a learning rate for 'kernels', which no parameter's name holds; there are 'model"):
+        kd.Distiller(student, make_cross(seed=4), strategy=kd.Stage(losses.MarginMSE(), steps=3, rates={"kernels": 1e-4}), verbose=False).fit(frame, qrels)
+
+
+def test_batches_of_one_topic(frame, qrels) -> None:
+    pytest.importorskip("faiss")
+    few = make_frame(queries=30, texts=3)
+    many = pd.concat([few.assign(qid=few["qid"] + word, query=few["query"] + f" {word}") for word in ("tea", "jam", "salt")], ignore_index=True)
+    topics = kd.QueryTopics(make_dot(seed=3), count=2)
+    found = topics(many["query"].unique())
+    assert set(found) == {0, 1}
+    assert (found == topics(many["query"].unique())).all()
+    stage = kd.Stage(losses.MarginMSE(in_batch=True), steps=4, batch_size=8, topics=topics)
+    assert kd.Distiller(make_dot(), make_dot(seed=4), strategy=stage, dropout=0, verbose=False).fit(many).history_["loss"].notna().all()
+
+
+def test_tas_b_has_another_teacher_for_each_signal(frame, qrels) -> None:
+    strategy = strategies.tas_b(lambda queries: np.arange(len(queries)) % 2).with_settings(steps=30, learning_rate=3e-3, batch_size=3)
+    pairwise, by_batch = make_cross(seed=4), make_colbert(seed=5)
+    distil = kd.Distiller(make_dot(), kd.BySignal(by_batch, scores=pairwise), strategy=strategy, dropout=0, verbose=False).fit(frame, qrels)
+    history = distil.history_
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert history[["MarginMSE(in_batch=False)", "MarginMSE(in_batch='anchored')"]].notna().all(axis=None)
+    with pytest.raises(DataError, match=r"BySignal\(.*scores=the data\): .* needs scores of queries with their own texts, which these data do not hold"):
+        kd.Distiller(make_dot(), kd.BySignal(by_batch), strategy=strategy, verbose=False).fit(frame, qrels)
+    with pytest.raises(MissingSignal, match="needs the signal 'in_batch' from the teacher"):
+        kd.Distiller(make_dot(), kd.BySignal(make_cross(), scores=pairwise), strategy=strategy, verbose=False).fit(frame, qrels)
+    with pytest.raises(TeacherError, match="is no single teacher"):
+        kd.Distiller(make_dot(), kd.Ensemble([kd.BySignal(by_batch, scores=pairwise), pairwise]), loss=losses.MarginMSE(), verbose=False).fit(frame, qrels)
 
 
 def test_one_stage_of_a_strategy_can_be_changed() -> None:

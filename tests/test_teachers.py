@@ -41,6 +41,21 @@ class Counting(pt.Transformer):
         return "Counting()"
 
 
+def test_an_ensemble_can_standardise_its_teachers(frame) -> None:
+    a, b = make_cross(seed=1), make_cross(seed=2)
+    b.model.classifier.weight.data *= 100
+    plain = [r(frame)["score"].to_numpy() for r in (a, b)]
+    expected = sum((s - s.mean()) / s.std() for s in plain) / 2
+    assert np.allclose(scores_of(kd.Ensemble([a, b], standardise=True), frame), expected, atol=1e-5)
+    assert np.allclose(scores_of(kd.Ensemble([kd.Ensemble([a], standardise=True), b]), frame), (plain[0] - plain[0].mean()) / plain[0].std() / 2 + plain[1] / 2, atol=1e-4)
+    same = frame.assign(score=3.0)
+    assert np.allclose(scores_of(kd.Ensemble([same, a], standardise=True), frame), (plain[0] - plain[0].mean()) / plain[0].std() / 2, atol=1e-5)
+    with pytest.raises(ValueError, match="standardise=True needs single teachers, not sums of others"):
+        scores_of(kd.Ensemble([a + b, a], standardise=True), frame)
+    with pytest.raises(ValueError, match="standardise=True needs all scores ahead of training"):
+        kd.Distiller(make_dot(), kd.Ensemble([make_dot(seed=1), make_dot(seed=2)], standardise=True), loss=kd.losses.MarginMSE(in_batch=True), verbose=False).fit(frame)
+
+
 def scores_of(teacher, frame, store=None) -> np.ndarray:
     return teacher_scores(teacher, frame, frame["text"].tolist(), store)
 

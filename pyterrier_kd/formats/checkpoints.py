@@ -110,12 +110,15 @@ def model_limit(config: Any, tokenizer: Any) -> int:
     """The most tokens that a model and its tokenizer take; 512 where neither says."""
     limits = []
     if isinstance(positions := getattr(config, "max_position_embeddings", None), int) and positions > 0:
-        # RoBERTa's family counts positions from pad_token_id + 1 on
-        offset = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet") else 0
-        limits.append(positions - offset)
+        limits.append(positions - first_position(config))
     if tokenizer.model_max_length < 1_000_000:
         limits.append(tokenizer.model_max_length)
     return min(limits) if limits else 512
+
+
+def first_position(config: Any) -> int:
+    """The number of a row's first position; RoBERTa's family counts from pad_token_id + 1 on."""
+    return (config.pad_token_id or 0) + 1 if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet") else 0
 
 
 def find_file(name: str, filename: str, certain: bool = False) -> Path | None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, some
+from .bare_weights import Found, read_weights
 from .checkpoints import find_file, read_json, write_json
 from .sentence_transformers import Dense, Normalize, read_dense, write_dense
 
@@ -48,15 +48,23 @@ def read(name: str) -> Recipe | None:
         return read_colbert(name)
     if find_file(name, OWN_MODULES):
         return read_modules(name, OWN_MODULES, {})
-    saved = read_json(name, "config_sentence_transformers.json")
-    if saved.get("model_type") not in ("MultiVectorEncoder", "ColBERT"):
+    saved, kind = read_json(name, "config_sentence_transformers.json"), kind_of(name)
+    if kind is None:
         return None
     if saved.get("similarity_fn_name") not in (None, "maxsim", "MaxSim"):
         raise CheckpointError(f"{name!r} compares by {saved['similarity_fn_name']!r}; ColBERT compares by the sum of the largest products.")
-    if saved["model_type"] == "MultiVectorEncoder":
+    if kind == "MultiVectorEncoder":
         return read_modules(name, "modules.json", native_settings(name, saved))
     found = read_modules(name, "modules.json", pylate_settings(saved))
     return Recipe((*found.steps, Normalize()), found.settings)
+
+
+def kind_of(name: str) -> str | None:
+    """"MultiVectorEncoder" for folders of sentence-transformers, "ColBERT" for those of PyLate, None for any other; older ones of PyLate tell by their prefixes alone."""
+    saved = read_json(name, "config_sentence_transformers.json")
+    if saved.get("model_type") in ("MultiVectorEncoder", "ColBERT"):
+        return str(saved["model_type"])
+    return "ColBERT" if any(key in saved for key in ("query_prefix", "document_prefix", "skiplist_words")) else None
 
 
 def read_modules(name: str, filename: str, settings: Mapping[str, Any]) -> Recipe:
@@ -77,6 +85,15 @@ def read_modules(name: str, filename: str, settings: Mapping[str, Any]) -> Recip
         elif kind != "Transformer":
             raise CheckpointError(f"{name!r} has the sentence-transformers module {kind!r}, which ColBERT does not have: it takes Dense, MultiVectorMask and Normalize.")
     return Recipe(tuple(steps), settings)
+
+
+def from_bare(found: Found) -> Recipe:
+    """What follows the encoder in a ``.dnn`` file, or in the ColBERT of arXiv:2010.02666: its projection."""
+    published = "compressor.weight" in found.weights
+    weight = found.weights["compressor.weight" if published else "linear.weight"]
+    dense = Dense(weight.shape[1], weight.shape[0], bias=published)
+    dense.linear.load_state_dict({"weight": weight, **({"bias": found.weights["compressor.bias"]} if published else {})})
+    return Recipe((dense,) if published else (dense, Normalize()), {})
 
 
 def expansion_settings(length: int | None, attended: Any) -> dict[str, Any]:
@@ -127,14 +144,9 @@ def read_colbert(name: str) -> Recipe:
 
 def projection(name: str) -> torch.Tensor:
     """(dim, hidden) the weight ``linear.weight`` beside an encoder's own."""
-    if path := find_file(name, "model.safetensors"):
-        weights = load_file(path)
-    elif path := find_file(name, "pytorch_model.bin"):
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        raise CheckpointError(f"{name!r} has neither model.safetensors nor pytorch_model.bin.")
+    weights = read_weights(name)
     if "linear.weight" not in weights:
-        raise CheckpointError(f"{path} has no linear.weight, the projection of a colbert-ai model.")
+        raise CheckpointError(f"{name!r} has no linear.weight, the projection of a colbert-ai model; it has {some(sorted(weights))}.")
     return weights["linear.weight"]
 
 

@@ -27,22 +27,29 @@ class MarginMSE(Loss):
 
     Args:
         in_batch: If True, the texts of a query are all texts of the batch. Both student and teacher must then report
-            every query against every text, as two-sided rankers do. Default False.
+            every query against every text, as two-sided rankers do. "anchored": of these only the margins between a query's relevant
+            text and each text of the other queries (arXiv:2104.06967, section 3.3). Default False.
     """
 
-    in_batch: bool = False
+    in_batch: bool | Literal["anchored"] = False
+
+    def __post_init__(self) -> None:
+        if self.in_batch not in (True, False, "anchored"):
+            raise ValueError(f"{self!r} is unknown: in_batch is True, False or 'anchored'.")
 
     @property
     def needs(self) -> Needs:
         """Scores of both, or the in-batch scores of both."""
         signal = frozenset({"in_batch"}) if self.in_batch else frozenset({"scores"})
-        return Needs(student=signal, teacher=signal, texts=1 if self.in_batch else 2)
+        return Needs(student=signal, teacher=signal, labels=self.in_batch == "anchored", texts=1 if self.in_batch else 2)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Mean over all pairs of real texts; without forming them, by sum_{i<j} (d_i - d_j)^2 = n sum (d - mean d)^2."""
         if self.in_batch:
             gap = student.require("in_batch", by=self) - teacher.require("in_batch", by=self)   # (B, B*n)
             mask = batch.mask.flatten().expand_as(gap)
+            if self.in_batch == "anchored":
+                return self._anchored(gap, mask, batch)
         else:
             gap, mask = student.scores - teacher.scores, batch.mask                          # (B, n)
         count = mask.sum(1, keepdim=True)                                                    # (B, 1)
@@ -50,6 +57,16 @@ class MarginMSE(Loss):
         centred = (gap - gap.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~mask, 0.0)
         squares = (count * centred**2).sum()
         return squares / (count * (count - 1) / 2).sum().clamp(min=1)
+
+
+    @staticmethod
+    def _anchored(gap: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+        """Mean over the margins between each query's first relevant text and the texts of other queries."""
+        rows, texts = torch.arange(len(batch), device=gap.device), batch.mask.shape[1]
+        anchor = rows * texts + ((batch.labels > 0) & batch.mask).float().argmax(1)           # (B,) columns
+        others = mask & (torch.arange(gap.shape[1], device=gap.device)[None, :] // texts != rows[:, None])
+        squares = (gap.gather(1, anchor[:, None]) - gap).square()
+        return squares[others].sum() / others.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

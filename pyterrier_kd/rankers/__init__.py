@@ -4,6 +4,8 @@ from .base import Ranker, Tokens
 from .bert_dot import BertDot
 from .colbert import ColBERT
 from .cross_encoder import CrossEncoder
+from .prettr import PreTTR
+from .tk import TK
 from .two_sided import TwoSided
 
-__all__ = ["BertDot", "ColBERT", "CrossEncoder", "Ranker", "Tokens", "TwoSided"]
+__all__ = ["TK", "BertDot", "ColBERT", "CrossEncoder", "PreTTR", "Ranker", "Tokens", "TwoSided"]

@@ -176,10 +176,14 @@ class Ranker(Saved, pt.Transformer, ABC):
 
             def score(query_rows: np.ndarray, table: TokenTable, text_rows: np.ndarray) -> np.ndarray:
                 table = table.limited(int(self.room([""])[0]))
+                scores = np.empty(len(query_rows), dtype=np.float32)
                 with pt.tqdm(total=len(query_rows), desc=type(self).__name__, unit="pair", disable=not self.verbose) as bar:
-                    side = self._prepare_texts(table)
-                    self._report_cut(self._cut_texts(prepared, query_rows, side, text_rows) or table.cut, len(table))
-                    return self._finite(self._score_rows(prepared, query_rows, side, text_rows, bar.update))
+                    for rows in scoring.windows(text_rows, self._window()):
+                        texts, local = np.unique(text_rows[rows], return_inverse=True)
+                        side = self._prepare_texts(table if len(texts) == len(table) else table.take(texts))
+                        self._report_cut(self._cut_texts(prepared, query_rows[rows], side, local) or table.cut, len(table))
+                        scores[rows] = self._score_rows(prepared, query_rows[rows], side, local, bar.update)
+                return self._finite(scores)
 
             yield score
 

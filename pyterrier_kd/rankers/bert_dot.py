@@ -144,26 +144,10 @@ class BertDot(TwoSided):
             vectors: np.ndarray = self.encode(side, self.table(side, list(distinct))).flat.cpu().numpy()
         return vectors[codes] if len(codes) else vectors
 
-    def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
-        """Encodes queries.
-
-        Args:
-            texts: N queries.
-            batch_size: Accepted for the sake of ``pyterrier_dr``; batches are made by a budget of tokens.
-
-        Returns:
-            (N, H) float32 vectors, times ``scale``.
-        """
-        return self._encode_all("query", texts)
-
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> Tensor:
         """Encodes queries with gradients, if the model is in training: (N, H) float32, times ``scale``."""
         table = self.table("query", list(texts))
         return self.represent("query", table, np.arange(len(table)))[0].vectors[:, 0]
-
-    def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
-        """Encodes texts: (N, H) float32 vectors; see ``encode_queries``."""
-        return self._encode_all("text", texts)
 
     # ------------------------------------------------------------------ scoring of frames
 

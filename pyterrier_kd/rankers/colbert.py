@@ -11,24 +11,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyterrier as pt
 import torch
 import transformers
 from torch import nn
 
-from ..errors import CheckpointError
-from ..formats import multi_vector
+from ..errors import CheckpointError, some
+from ..formats import bare_weights, multi_vector
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..formats.sentence_transformers import Dense, Normalize
 from ..frames import TextFields
 from ..signals import LayerNumbers, Layers
-from ..tokens import Template, TokenTable, assemble
+from ..tokens import Template, TokenTable, assemble, assemble_with_masks
 from .base import require_tokenizer, takes_types
 from .saved import stored_metadata
 from .side_models import TokenModel
@@ -56,8 +55,9 @@ class ColBERT(TwoSided):
 
     Args:
         model: A folder or hub name (late-interaction models of sentence-transformers, PyLate and colbert-ai are read with all their settings; a
-            plain encoder gets a new projection), or a transformers encoder.
-        tokenizer: The model's tokenizer; only with a model object.
+            plain encoder gets a new projection), a ``.dnn`` file, or a transformers encoder.
+        tokenizer: The model's tokenizer. Default: the folder's; of a ``.dnn`` file, and of published weights without one, that of the
+            model that they were made from.
         preset: Where neither the folder nor an argument says: "v1" (arXiv:2004.12832), "v2" (arXiv:2112.01488), "pylate", or
             "matchmaker" (arXiv:2010.02666). Default: "v2".
         dim: H, dimensions of a vector, of a new projection. Default: the preset's, 128; of "matchmaker" the encoder's.
@@ -78,6 +78,7 @@ class ColBERT(TwoSided):
         device: Default: CUDA, else MPS, else CPU.
         dtype: Compute in this dtype by autocast, such as "bfloat16". Default: float32. Vectors are always float32.
         verbose: Whether to show a progress bar. Default False.
+        seed: Of a new projection's weights, and of tokens that are added. Default 0.
 
     Raises:
         CheckpointError: If the folder is not a whole checkpoint of such a model, or its vocabulary lacks a marker.
@@ -92,7 +93,7 @@ class ColBERT(TwoSided):
                  attend_expansion: bool | None = None, skip: str | Sequence[str] | None = None,
                  query_length: int | None = None, doc_length: int | None = None, batch_size: int | None = None, text_field: TextFields | None = None,
                  query_prompt: str | None = None, text_prompt: str | None = None, texts: pt.Transformer | None = None,
-                 device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, verbose: bool = False) -> None:
+                 device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, verbose: bool = False, seed: int = 0) -> None:
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"ColBERT(preset={preset!r}) is unknown: it is one of {', '.join(map(repr, PRESETS))}.")
         name, recipe = "", None
@@ -101,8 +102,12 @@ class ColBERT(TwoSided):
         if isinstance(model, str | Path):
             name = str(model)
             stored, metadata = stored_metadata(name, "ColBERT")
-            recipe, tokenizer = multi_vector.read(name), load_tokenizer(name)
-            model = load_strict(transformers.AutoModel, name, beside=("linear.weight",) if recipe else ())[0]
+            if (bare := bare_weights.read(name)) and bare.ranker == "ColBERT":
+                recipe, model, tokenizer = multi_vector.from_bare(bare), bare.encoder, tokenizer or load_tokenizer(bare.tokenizer)
+                preset = preset or ("v1" if bare_weights.is_dnn(name) else "matchmaker")
+            else:
+                recipe, tokenizer = multi_vector.read(name), tokenizer or load_tokenizer(name)
+                model = load_strict(transformers.AutoModel, name, beside=("linear.weight",) if recipe else ())[0]
         require_tokenizer(tokenizer, "ColBERT")
         given = {"dim": dim, "query_marker": query_marker, "text_marker": text_marker, "expansion": expansion, "expand_before_end": expand_before_end,
                  "attend_expansion": attend_expansion, "skip": skip, "query_length": query_length, "doc_length": doc_length,
@@ -111,10 +116,14 @@ class ColBERT(TwoSided):
         chosen = {**PRESETS[preset or "v2"], **{k: v for part in (told, given) for k, v in part.items() if v is not None}}
         known = tokenizer.get_vocab()               # in PyLate's a marker holds the space behind it, which not all who write of it do
         self.query_marker, self.text_marker = (m if m in known else m.strip() for m in (chosen["query_marker"], chosen["text_marker"]))
+        if skip not in (None, "punctuation") and isinstance(skip, str):
+            raise ValueError(f"ColBERT(skip={skip!r}) is unknown: it is 'punctuation', or a list of tokens.")
         new = recipe is None and not isinstance(model, TokenModel)
         if not isinstance(model, TokenModel):
-            model = TokenModel(model, recipe.steps if recipe is not None else new_steps(model, chosen, normalize))
-        tokenizer = with_markers(tokenizer, model.encoder, [self.query_marker, self.text_marker], add=preset == "pylate", name=name)
+            model = TokenModel(model, recipe.steps if recipe is not None else new_steps(model, chosen, normalize, seed))
+        if dim not in (None, model.width):
+            raise ValueError(f"ColBERT(dim={dim}): the projection of {name or 'this model'} gives {model.width} dimensions.")
+        tokenizer, model.encoder = with_markers(tokenizer, model.encoder, [self.query_marker, self.text_marker], add=preset == "pylate", name=name, seed=seed)
         super().__init__(model, tokenizer, name=name, batch_size=batch_size, text_field=text_field or stored.get("text_field", "text"),
                          query_prompt=chosen["query_prompt"], text_prompt=chosen["text_prompt"], texts=texts, device=device, dtype=dtype, verbose=verbose)
         if new:
@@ -130,6 +139,9 @@ class ColBERT(TwoSided):
         self.templates = {"query": self._template(self.query_marker), "text": self._template(self.text_marker)}
         unknown = tokenizer.unk_token_id
         ids = [tokenizer.convert_tokens_to_ids(token) for token in self.skip]
+        lost = [token for token, i in zip(self.skip, ids, strict=True) if i is None or (i == unknown and token != tokenizer.unk_token)]
+        if lost and skip not in (None, "punctuation"):
+            raise ValueError(f"ColBERT(skip=...): {some(lost)} are not single tokens of the vocabulary.")
         self.skipped = torch.tensor(sorted({i for i in ids if i is not None and i != unknown}), dtype=torch.long)
 
     def _template(self, marker: str) -> Template:
@@ -177,54 +189,17 @@ class ColBERT(TwoSided):
         return max(0, self.query_length - self._special("query") - length) if self.expansion == "fill" else int(self.expansion)
 
     def _read_side(self, side: Side, table: TokenTable, rows: np.ndarray, layers: LayerNumbers) -> tuple[Vectors, Layers | None]:
-        texts = [table[i] for i in rows]
+        texts, pad = [table[i] for i in rows], self.tokenizer.pad_token_id or 0
         if side == "query":
-            inputs, counts = self._query_inputs(texts)
+            masks = [self._masks(len(text)) for text in texts]
+            inputs, counts = assemble_with_masks(self.templates["query"], texts, masks, self.tokenizer.mask_token_id or 0, pad, self.device,
+                                                 before_end=self.expand_before_end, attended=self.attend_expansion)
         else:
-            inputs = assemble(self.templates["text"], [(t,) for t in texts], self.tokenizer.pad_token_id or 0, self.device)
+            inputs = assemble(self.templates["text"], [(text,) for text in texts], pad, self.device)
             counts = inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], self.skipped.to(self.device))
         with listening(self.encoder, layers) if layers else contextlib.nullcontext() as taps:
             vectors = self.model(**inputs)
         return Vectors(vectors, counts), taps.layers(inputs["attention_mask"]) if taps is not None else None
-
-    def _query_inputs(self, queries: Sequence[np.ndarray]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The tensors of queries with their mask tokens, and (N, T) bool which of them have a vector that counts: all but padding."""
-        masks = [np.full(self._masks(len(q)), self.tokenizer.mask_token_id or 0, dtype=np.int32) for q in queries]
-        first, last = self.templates["query"].pieces
-        pieces = (first, (), last) if self.expand_before_end else (first, last, ())
-        types = None if self.templates["query"].types is None else (self.templates["query"].types[1],) * 5
-        inputs = assemble(Template(pieces, types), list(zip(queries, masks, strict=True)), self.tokenizer.pad_token_id or 0, self.device)
-        counts = inputs["attention_mask"].bool()
-        if not self.attend_expansion:
-            starts = np.array([len(first) + len(q) + len(pieces[1]) for q in queries])[:, None]
-            places = np.arange(counts.shape[1])[None, :]
-            added = (places >= starts) & (places < starts + np.array([len(m) for m in masks])[:, None])
-            inputs["attention_mask"] = inputs["attention_mask"].masked_fill(torch.from_numpy(added).to(self.device), 0)
-        return inputs, counts
-
-    def _encode_all(self, side: Side, texts: Iterable[str]) -> list[np.ndarray]:
-        """For each text its (T, H) float32 vectors, each distinct one encoded once."""
-        codes, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
-        with self._inference():
-            encoded = self.encode(side, self.table(side, list(distinct)))
-        flat = encoded.flat.cpu().numpy()
-        return [flat[encoded.starts[i]:encoded.starts[i + 1]] for i in codes]
-
-    def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> list[np.ndarray]:
-        """Encodes queries.
-
-        Args:
-            texts: N queries.
-            batch_size: Accepted for the sake of ``pyterrier_dr``; batches are made by a budget of tokens.
-
-        Returns:
-            N arrays (T, H) float32, those of mask tokens among them.
-        """
-        return self._encode_all("query", texts)
-
-    def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> list[np.ndarray]:
-        """Encodes texts: N arrays (T, H) float32, none of tokens that are left out; see ``encode_queries``."""
-        return self._encode_all("text", texts)
 
     # ------------------------------------------------------------------ copies and folders
 
@@ -237,23 +212,26 @@ class ColBERT(TwoSided):
         multi_vector.write(folder, self.model.steps, self.settings())
 
 
-def new_steps(encoder: Any, settings: Mapping[str, Any], normalize: bool | None) -> list[nn.Module]:
+def new_steps(encoder: Any, settings: Mapping[str, Any], normalize: bool | None, seed: int) -> list[nn.Module]:
     """A new projection with random weights, and normalisation unless it is not wanted."""
     hidden = encoder.config.hidden_size
-    dense = Dense(hidden, settings["dim"] or hidden, bias=settings["bias"])
-    nn.init.normal_(dense.linear.weight, std=getattr(encoder.config, "initializer_range", 0.02))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        dense = Dense(hidden, settings["dim"] or hidden, bias=settings["bias"])
+        nn.init.normal_(dense.linear.weight, std=getattr(encoder.config, "initializer_range", 0.02))
     return [dense, Normalize()] if (settings["normalize"] if normalize is None else normalize) else [dense]
 
 
-def with_markers(tokenizer: Any, encoder: Any, markers: Sequence[str], add: bool, name: str) -> Any:
-    """A tokenizer that reads each marker as one token, also where it is written in a text (as sentence-transformers writes it).
+def with_markers(tokenizer: Any, encoder: Any, markers: Sequence[str], add: bool, name: str, seed: int) -> tuple[Any, Any]:
+    """A tokenizer that reads each marker as one token, also where it is written in a text (as sentence-transformers writes it), and the encoder for it.
 
     Args:
         tokenizer: Stays as it is.
-        encoder: Gets room for tokens that are added.
+        encoder: Stays as it is; where tokens are added, a copy gets room for them.
         markers: The markers; "" for none.
         add: Whether markers that the vocabulary lacks are added to it.
         name: For messages.
+        seed: Of the embeddings of tokens that are added.
 
     Raises:
         CheckpointError: If the vocabulary lacks a marker and none is to be added.
@@ -268,5 +246,8 @@ def with_markers(tokenizer: Any, encoder: Any, markers: Sequence[str], add: bool
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_special_tokens({"additional_special_tokens": fresh})
     if len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
-        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return tokenizer
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = copy.deepcopy(encoder)
+            encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return tokenizer, encoder

@@ -16,20 +16,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pyterrier as pt
 import torch
-import transformers
 from torch import Tensor
 
 from .. import scoring
 from ..errors import CheckpointError
-from ..formats import sentence_transformers
-from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
+from ..formats.checkpoints import load_tokenizer, model_limit
 from ..frames import TextFields
 from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
 from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, takes_types
 from .first_token import HEADS, first_token_only
+from .heads import load_classifier, save_classifier, scores_of, shrunk_classifier
 from .saved import stored_metadata
-from .shrink import parsed_shape, random_model, shrunk
+from .shrink import parsed_shape, random_model
 from .taps import listening, reach
 
 
@@ -39,7 +38,7 @@ class CrossEncoder(Ranker):
     Args:
         model: A folder or hub name, or a transformers model for sequence classification with 1 or 2 labels. A
             checkpoint of an encoder without a head gets a new one: ``head_`` is then "new" and a warning says so.
-        tokenizer: The model's tokenizer; only with a model object.
+        tokenizer: The model's tokenizer. Default: the folder's; of published weights without one, that of the model that they were made from.
         max_length: The most tokens of query, text and special tokens together. Default: what the model takes.
         query_length: The most tokens of a query; longer ones are cut. Default None: queries are never cut, and one
             that leaves no room for a text is an error.
@@ -72,8 +71,8 @@ class CrossEncoder(Ranker):
         if isinstance(model, str | Path):
             name = str(model)
             stored, metadata = stored_metadata(name, "CrossEncoder")
-            model, head = load(name, classes)
-            tokenizer = load_tokenizer(name)
+            model, head, bare = load_classifier(name, classes)
+            tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name)
         require_tokenizer(tokenizer, "CrossEncoder")
         if model.config.num_labels not in (1, 2):
             raise CheckpointError(f"CrossEncoder takes a head of 1 or 2 classes; {name or type(model).__name__} has {model.config.num_labels}.")
@@ -150,7 +149,7 @@ class CrossEncoder(Ranker):
 
     def tokens(self, queries: Sequence[str], texts: Sequence[str]) -> Tokens:
         """Tokenises queries and texts; see ``Ranker.tokens``."""
-        table = self._tokenise_texts(list(texts))
+        table = self._tokenise_texts(texts)
         self._report_cut(table.cut, len(texts))
         return Tokens(self._prepare_queries(list(queries)), table)
 
@@ -212,34 +211,8 @@ class CrossEncoder(Ranker):
         return teacher.shrink(layers if init == "strided" else named, None if hidden == teacher.encoder.config.hidden_size else hidden)
 
     def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
-        model: torch.nn.Module = shrunk(self.model, layers, hidden)
+        model: torch.nn.Module = shrunk_classifier(self.model, layers, hidden)
         return model
 
     def _save_model(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-
-
-def load(name: str, classes: int | None) -> tuple[Any, str]:
-    """The model of a checkpoint, with a new head where it has none.
-
-    Raises:
-        CheckpointError: If it is a sentence-transformers cross-encoder of several modules, or not a whole checkpoint.
-    """
-    if sentence_transformers.kind_of(name) == "CrossEncoder" and len(sentence_transformers.module_kinds(name)) > 1:
-        raise CheckpointError(f"{name!r} is a sentence-transformers cross-encoder made of the modules {sentence_transformers.module_kinds(name)}; "
-                              "CrossEncoder reads those with a sequence-classification head.")
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:
-        raise CheckpointError(f"{name!r} cannot be loaded as a model: {str(error).strip()[:500]}") from error
-    has_head = any("SequenceClassification" in a for a in config.architectures or [])
-    if has_head and classes not in (None, config.num_labels):
-        raise CheckpointError(f"{name!r} has a head of {config.num_labels} class(es), not classes={classes}.")
-    if has_head:
-        return load_strict(transformers.AutoModelForSequenceClassification, name)
-    return load_strict(transformers.AutoModelForSequenceClassification, name, new_head=True, num_labels=classes or 1)
-
-
-def scores_of(logits: Tensor) -> Tensor:
-    """(..., C) logits -> (...) scores: the only logit, or the log-odds of the second class."""
-    return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
+        save_classifier(self.model, folder)

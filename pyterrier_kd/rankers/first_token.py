@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYERS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
-HEADS = tuple(f"{family}ForSequenceClassification" for family in ("Bert", "Electra", "Roberta", "XLMRoberta", "Camembert"))
+HEADS = ("FirstTokenModel", *(f"{family}ForSequenceClassification" for family in ("Bert", "Electra", "Roberta", "XLMRoberta", "Camembert")))
 
 
 def last_layer(encoder: Any) -> nn.Module | None:

@@ -6,6 +6,8 @@ Comparing is done in float32 under any autocast: a score's differences are small
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +60,44 @@ class MaxSim(Interaction):
         """(N,) scores; see ``Interaction``."""
         best = products.masked_fill(~text_mask[:, :, None], torch.finfo(products.dtype).min).amax(1)       # (N, Tq)
         return (best * query_mask).sum(1)
+
+
+MEANS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
+
+
+class KernelPooling(Interaction):
+    """Soft counts of how well each of a query's words is matched: Gaussian kernels over cosines, summed over the text (TK).
+
+    Args:
+        variant: "improved" (default): one sum of logarithms, each kernel's count with a learned factor; the code published for
+            arXiv:2002.01854, with which arXiv:2010.02666 works. "paper": two branches as in arXiv:2002.01854, section 3.2, one of
+            logarithms, one of counts divided by the text's length.
+        means: Of the kernels. Default: 11, from -0.9 to 1.
+        sigma: Their width. Default 0.1.
+    """
+
+    def __init__(self, variant: str = "improved", means: Sequence[float] = MEANS, sigma: float = 0.1) -> None:
+        super().__init__()
+        self.variant, self.means, self.sigma = variant, tuple(means), sigma
+        count = len(self.means)
+        self.log_weights = nn.Linear(count, 1, bias=False)
+        nn.init.uniform_(self.log_weights.weight, -0.014, 0.014)
+        if variant == "improved":
+            self.factors = nn.Parameter(torch.ones(count))
+        else:
+            self.mean_weights, self.branches = nn.Linear(count, 1, bias=False), nn.Linear(2, 1, bias=False)
+            nn.init.uniform_(self.mean_weights.weight, -0.014, 0.014)
+            self.scale = nn.Parameter(torch.full((1,), 0.01))
+
+    def forward(self, products: Tensor, query_mask: Tensor, text_mask: Tensor) -> Tensor:
+        """(N,) scores; see ``Interaction``."""
+        real = text_mask[:, :, None]
+        counts = torch.stack([((products - mean).square() * (-0.5 / self.sigma ** 2)).exp().mul(real).sum(1) for mean in self.means], dim=-1)      # (N, Tq, K)
+        own = query_mask[:, :, None]
+        if self.variant == "improved":
+            scores: Tensor = self.log_weights(((counts * self.factors).clamp(min=1e-10).log() * own).sum(1))
+            return scores[:, 0]
+        logs = (counts.clamp(min=1e-10).log2() * self.scale * own).sum(1)                                                                          # (N, K)
+        means = (counts / (text_mask.sum(1)[:, None, None] + 1) * self.scale * own).sum(1)
+        combined: Tensor = self.branches(torch.cat([self.log_weights(logs), self.mean_weights(means)], dim=1))
+        return combined[:, 0]

@@ -110,13 +110,20 @@ class Saved(ABC):
 WRITTEN = ("type", "format", "package_hint", "ranker", "settings", "fingerprint")     # anew, at every save
 
 
-def stored_metadata(name: str, ranker: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def stored_metadata(name: str, ranker: str, also: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that ``save`` wrote into a folder, and what it tells of its making; both {} for a foreign folder.
+
+    Args:
+        name: The folder.
+        ranker: The kind that is wanted.
+        also: Other kinds of which the weights can be taken, and what they read, though not their other settings.
 
     Raises:
         CheckpointError: If the folder holds another kind of ranker.
     """
     metadata = read_json(name, METADATA)
+    if metadata.get("ranker") in also:
+        return {k: metadata["settings"][k] for k in ("text_field", "query_prompt", "text_prompt")}, {"made_from": metadata["fingerprint"]}
     if metadata.get("ranker", ranker) != ranker:
         raise CheckpointError(f"{name!r} holds a {metadata['ranker']}, not a {ranker}: load it with kd.load({name!r}).")
     return metadata.get("settings", {}), {k: v for k, v in metadata.items() if k not in WRITTEN}

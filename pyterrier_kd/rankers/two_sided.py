@@ -7,10 +7,11 @@ how a side is read (``_read_side``) and its model holds the interaction that com
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from .side import OneSide
 from .vectors import Held, Ragged, Vectors
 
 Side = Literal["query", "text"]
-COMPARED = 1 << 14      # vectors of texts that are compared with a query at once: they stay in a processor's cache
+COMPARED = {"cpu": 1 << 14, "cuda": 1 << 20}    # vectors of texts that are compared with a query at once, by kind of device: on a CPU they stay in its cache
+FEW = 8                 # texts of a query for which a comparison of their own is not worth it
 HELD = 1 << 28          # bytes of texts' vectors that are held at once while a frame is scored
 
 
@@ -77,19 +79,50 @@ class TwoSided(Ranker):
         back = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(vectors.mask.device)
         return vectors.take(back), tuple(heard for _, heard in said if heard is not None)
 
-    def encode(self, side: Side, table: TokenTable, progress: Callable[[int], object] | None = None) -> Ragged:
-        """The vectors of a whole token table, on this ranker's device."""
+    def encode(self, side: Side, table: TokenTable, progress: Callable[[int], object] | None = None, device: torch.device | str = "cpu") -> Ragged:
+        """The vectors of a whole token table.
+
+        Args:
+            side: Which side the texts are.
+            table: Their tokens.
+            progress: Called with the number of texts of each batch that is done.
+            device: Where the vectors are kept. Default: in the computer's memory.
+        """
         found: list[Any] = [None] * len(table)
 
         def forward(rows: np.ndarray) -> np.ndarray:
             vectors, _ = self._read_side(side, table, rows, NO_LAYERS)
-            for row, own in zip(rows.tolist(), vectors.vectors[vectors.mask].float().split(vectors.mask.sum(1).tolist()), strict=True):
+            for row, own in zip(rows.tolist(), vectors.vectors[vectors.mask].float().to(device).split(vectors.mask.sum(1).tolist()), strict=True):
                 found[row] = own
             return np.zeros(len(rows))
 
         if len(table):
             scoring.by_length(table.lengths + self._special(side), forward, self._tokens_a_batch(), progress, self.rows_a_batch)
         return Ragged.of(found, self.width, table.cut)
+
+    def _encode_all(self, side: Side, texts: Iterable[str]) -> Any:
+        """For each text its (T, H) float32 vectors, each distinct one encoded once."""
+        codes, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
+        with self._inference():
+            encoded = self.encode(side, self.table(side, list(distinct)))
+        flat = encoded.flat.cpu().numpy()
+        return [flat[encoded.starts[i]:encoded.starts[i + 1]] for i in codes]
+
+    def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> Any:
+        """Encodes queries.
+
+        Args:
+            texts: N queries.
+            batch_size: Accepted for the sake of ``pyterrier_dr``; batches are made by a budget of tokens.
+
+        Returns:
+            N arrays (T, H) float32; of a ``BertDot`` one array (N, H).
+        """
+        return self._encode_all("query", texts)
+
+    def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> Any:
+        """Encodes texts; see ``encode_queries``. Tokens that are left out have no vector."""
+        return self._encode_all("text", texts)
 
     # ------------------------------------------------------------------ scoring of frames
 
@@ -104,6 +137,14 @@ class TwoSided(Ranker):
         """The most vectors of a text."""
         return self.doc_length
 
+    def _compared(self) -> int:
+        """How many vectors of texts are compared with a query at once."""
+        return COMPARED.get(self.device.type, COMPARED["cuda"])
+
+    def _beside(self) -> int:
+        """How many vectors of a query join those of each text, in counting how many are compared at once."""
+        return 0
+
     def _prepare_queries(self, queries: list[str]) -> Ragged:
         return self.encode("query", self.table("query", queries))
 
@@ -111,7 +152,7 @@ class TwoSided(Ranker):
         return self.table("text", texts)
 
     def _prepare_texts(self, table: TokenTable) -> Ragged:
-        return self.encode("text", table)
+        return self.encode("text", table, device=self.device)       # a window of texts is small enough
 
     def _cut_texts(self, queries: Ragged, query_rows: np.ndarray, texts: Held, text_rows: np.ndarray) -> int:
         return texts.cut
@@ -119,12 +160,19 @@ class TwoSided(Ranker):
     def _score_rows(self, queries: Ragged, query_rows: np.ndarray, texts: Held, text_rows: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
         scores = np.empty(len(query_rows), dtype=np.float32)
         order = np.argsort(query_rows, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1):
-            query = queries.padded(query_rows[rows[:1]], self.device)
-            for some in scoring.length_batches(texts.lengths[text_rows[rows]], COMPARED):
-                chosen = rows[some]
-                scores[chosen] = self.model.interaction.pairs(query, texts.padded(text_rows[chosen], self.device)).cpu().numpy()
-            progress(len(rows))
+        groups = np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1) if len(order) else []
+        few = [rows for rows in groups if len(rows) < FEW]
+        # queries with many texts one by one, each against its texts; the texts of the others together, each with its own query
+        for rows in [*(rows for rows in groups if len(rows) >= FEW), *([np.concatenate(few)] if few else [])]:
+            alone = query_rows[rows[0]] == query_rows[rows[-1]]
+            query = queries.padded(query_rows[rows[:1]], self.device) if alone else None
+
+            def compare(some: np.ndarray, rows: np.ndarray = rows, query: Vectors | None = query) -> np.ndarray:
+                own = query if query is not None else queries.padded(query_rows[rows[some]], self.device)
+                found: np.ndarray = self.model.interaction.pairs(own, texts.padded(text_rows[rows[some]], self.device)).float().cpu().numpy()
+                return found
+
+            scores[rows] = scoring.by_length(texts.lengths[text_rows[rows]] + self._beside(), compare, self._compared(), progress)
         return scores
 
     def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:

@@ -21,23 +21,29 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-from npids import Lookup
 
 from ..errors import DataError, StoreError, some
 from ..formats.checkpoints import METADATA, read_json
 from ..frames import explained, fields_of, require_strings, row_texts
 from ..rankers import TwoSided
-from .files import LOOKUP, TYPES, StoredVectors, Writer, opened
+from ..tokens import tokenizer_fingerprint
+from .docnos import Docnos
+from .files import SCALES, TYPES, VECTORS, StoredVectors, Writer, opened, settle, unfinished
+from .retrieval import StoreRetriever
 
 VERSION = 1
 PORTION = 1024      # documents written at once
 QUERY_SETTINGS = frozenset({"query_prompt", "query_length", "query_marker", "expansion", "expand_before_end", "attend_expansion", "scale"})
 
 
+def text_settings(ranker: TwoSided) -> dict[str, Any]:
+    """The settings on which a ranker's vectors of texts depend."""
+    return {**{k: v for k, v in ranker.settings().items() if k not in QUERY_SETTINGS}, "dtype": str(ranker.dtype or "float32")}
+
+
 def text_fingerprint(ranker: TwoSided) -> str:
     """16 hexadecimal digits for all on which a ranker's vectors of texts depend."""
-    settings = {k: v for k, v in ranker.settings().items() if k not in QUERY_SETTINGS}
-    told = json.dumps([type(ranker).__name__, ranker.fingerprint(), settings], sort_keys=True)
+    told = json.dumps([type(ranker).__name__, ranker.fingerprint(), tokenizer_fingerprint(ranker.tokenizer), text_settings(ranker)], sort_keys=True)
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
@@ -46,7 +52,7 @@ class DocumentStore(pt.Artifact, pt.Indexer):
 
     Args:
         path: The folder; need not exist yet.
-        dtype: How values are kept: "float16" (default), "float32", or "int8" with a factor for each vector. Of a store that exists, what it has.
+        dtype: How values are kept: "float16", "float32", or "int8" with a factor for each vector. Default: what the store has, of a new one "float16".
 
     Raises:
         StoreError: If the folder holds another kind of artifact, or a store of another version.
@@ -62,12 +68,16 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         super().__init__(path)
         if dtype not in (None, *TYPES):
             raise ValueError(f"DocumentStore(dtype={dtype!r}) is unknown: it is one of {', '.join(map(repr, TYPES))}.")
-        self.folder = Path(path)
-        self._dtype = dtype
-        if self.folder.exists():
+        self.folder, self._dtype = Path(path), dtype
+        if self.exists():
             _ = self.facts
 
     # ------------------------------------------------------------------ what it holds
+
+    def exists(self) -> bool:
+        """Whether there is anything in the folder."""
+        settle(self.folder)
+        return self.folder.is_dir() and any(self.folder.iterdir())
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -76,15 +86,13 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         Raises:
             StoreError: If there is none, or of another kind or version.
         """
-        facts = read_json(str(self.folder), METADATA)
+        facts = read_json(str(self.folder), METADATA) if self.folder.is_dir() else {}
         if not facts:
             raise StoreError(f"There is no store at {self.folder}: make one with (ranker.doc_encoder() >> DocumentStore({str(self.folder)!r})).index(corpus).")
         if (facts.get("type"), facts.get("format")) != (self.ARTIFACT_TYPE, self.ARTIFACT_FORMAT):
             raise StoreError(f"{self.folder} holds a {facts.get('type')}.{facts.get('format')}, not a store of document vectors.")
         if facts["version"] != VERSION:
             raise StoreError(f"The store {self.folder} has version {facts['version']}, this release reads version {VERSION}: index the documents again.")
-        if self._dtype not in (None, facts["dtype"]):
-            raise StoreError(f"The store {self.folder} holds {facts['dtype']}, not {self._dtype}.")
         return facts
 
     def __len__(self) -> int:
@@ -94,33 +102,41 @@ class DocumentStore(pt.Artifact, pt.Indexer):
     @property
     def bytes_a_document(self) -> float:
         """Bytes of vectors, mean over documents."""
-        return sum(self.facts["sizes"].values()) / max(1, len(self))
+        sizes = self.facts["sizes"]
+        return float((sizes[VECTORS] + sizes[SCALES]) / max(1, len(self)))
 
     @cached_property
     def vectors(self) -> StoredVectors:
-        """The vectors, memory-mapped."""
-        return opened(self.folder, self.facts)
+        """The vectors, memory-mapped.
+
+        Raises:
+            StoreError: If a file is damaged, or of another type than was asked for.
+        """
+        facts = self.facts
+        if self._dtype not in (None, facts["dtype"]):
+            raise StoreError(f"The store {self.folder} holds {facts['dtype']}, not {self._dtype}.")
+        return opened(self.folder, facts)
 
     @cached_property
-    def docnos(self) -> Any:
+    def docnos(self) -> Docnos:
         """The documents' names by number, and their numbers by name."""
-        return Lookup(str(self.folder / LOOKUP))
+        _ = self.vectors        # whose opening checks all files
+        return Docnos(self.folder)
 
-    def rows(self, docnos: Iterable[str]) -> np.ndarray:
-        """(N,) the numbers of documents; -1 for those that are not here."""
-        wanted = list(docnos)
-        return np.asarray(self.docnos.inv[wanted], dtype=np.int64) if wanted else np.zeros(0, dtype=np.int64)
-
-    def require(self, ranker: TwoSided) -> None:
+    def require(self, ranker: TwoSided) -> str:
         """Refuses a ranker whose vectors these are not.
+
+        Returns:
+            What identifies the vectors.
 
         Raises:
             StoreError: If so.
         """
-        facts = self.facts
-        if facts["encoder"] != text_fingerprint(ranker):
+        facts, own = self.facts, text_fingerprint(ranker)
+        if facts["encoder"] != own:
             raise StoreError(f"The store {self.folder} was made by {facts['encoder_name']} with settings {facts['settings']}, whose vectors of texts are not those of {ranker!r} "
-                             f"({ {k: v for k, v in ranker.settings().items() if k not in QUERY_SETTINGS} }). Index the documents with this ranker, or score with that one.")
+                             f"({text_settings(ranker)}). Index the documents with this ranker, or score with that one.")
+        return own
 
     # ------------------------------------------------------------------ indexing
 
@@ -134,7 +150,7 @@ class DocumentStore(pt.Artifact, pt.Indexer):
 
         Args:
             ranker: Encodes.
-            overwrite: Whether to replace a store that is here, and what was begun of one. Default False.
+            overwrite: Whether to replace a store that is here, and what another ranker began. Default False.
         """
         return StoreIndexer(self, ranker, overwrite)
 
@@ -148,6 +164,20 @@ class DocumentStore(pt.Artifact, pt.Indexer):
             missing: What to do with documents that are not here: "error" (default), or "text", to encode their texts, which the frame then must have.
         """
         return StoreScorer(self, ranker, missing)
+
+    def retriever(self, ranker: TwoSided, num_results: int = 1000, *, neighbours: int = 128, probes: int = 8, factory: str | None = None,
+                  exhaustive: bool = False) -> StoreRetriever:
+        """First-stage retrieval: the documents of each query vector's nearest token vectors, by their exact scores. Needs faiss.
+
+        Args:
+            ranker: Encodes queries, and compares.
+            num_results: The most documents a query. Default 1000.
+            neighbours: Token vectors that are looked up for each of a query's. Default 128.
+            probes: Lists of the index that are looked into for each of them. Default 8.
+            factory: What faiss calls the kind of index. Default None: an inverted file with vectors in float16, "IVF...,SQfp16".
+            exhaustive: Whether to score every document instead. Default False.
+        """
+        return StoreRetriever(self, ranker, num_results, neighbours, probes, factory, exhaustive)
 
     def __repr__(self) -> str:
         return f"DocumentStore({str(self.folder)!r})"
@@ -187,19 +217,23 @@ class StoreIndexer(pt.Indexer):
             DataError: If a docno comes twice, or a document has no text.
             OSError: If the disk is full; a later run goes on from there.
         """
-        store = self.store
-        if store.folder.exists() and not self.overwrite:
+        store, ranker = self.store, self.ranker
+        there = store.exists()
+        if there and not self.overwrite:
             raise StoreError(f"There is a store at {store.folder} already: use it, or replace it with store.indexer(ranker, overwrite=True).")
-        ranker = self.ranker
-        settings = {k: v for k, v in ranker.settings().items() if k not in QUERY_SETTINGS}
-        facts = {"type": store.ARTIFACT_TYPE, "format": store.ARTIFACT_FORMAT, "package_hint": store.ARTIFACT_PACKAGE_HINT, "version": VERSION, "dtype": store._dtype or "float16",
-                 "encoder": text_fingerprint(ranker), "encoder_name": repr(ranker), "settings": settings}
-        if self.overwrite:
-            shutil.rmtree(Writer.place(store.folder), ignore_errors=True)
-        writer = Writer(store.folder, facts)
+        dtype = store._dtype or (store.facts["dtype"] if there else "float16")
+        facts = {"type": store.ARTIFACT_TYPE, "format": store.ARTIFACT_FORMAT, "package_hint": store.ARTIFACT_PACKAGE_HINT, "version": VERSION, "dtype": dtype,
+                 "encoder": text_fingerprint(ranker), "encoder_name": repr(ranker), "settings": text_settings(ranker)}
+        try:
+            writer = Writer(store.folder, facts, named=frozenset({"encoder_name"}))
+        except StoreError:
+            if not self.overwrite:
+                raise
+            shutil.rmtree(unfinished(store.folder))
+            writer = Writer(store.folder, facts)
         seen: set[str] = set()
         with pt.tqdm(desc=f"{type(ranker).__name__} store", unit="doc", initial=len(writer.docnos), disable=not ranker.verbose) as bar:
-            for portion in portions(iter, fields_of(ranker.text_field), seen, writer.docnos):
+            for portion in portions(iter, fields_of(ranker.text_field), seen, writer):
                 texts = row_texts(pd.DataFrame(portion), fields_of(ranker.text_field), None, ranker)
                 with ranker._inference():
                     encoded = ranker.encode("text", ranker.table("text", texts))
@@ -209,8 +243,8 @@ class StoreIndexer(pt.Indexer):
         if not seen:
             raise DataError(f"{self!r}: the corpus holds no document.")
         if len(seen) < len(writer.docnos):
-            raise StoreError(f"An unfinished store at {store.folder} holds {len(writer.docnos)} documents, these are {len(seen)}: finish it with all of them, or begin anew "
-                             "with overwrite=True.")
+            raise StoreError(f"An unfinished store at {store.folder} holds {len(writer.docnos)} documents, these are {len(seen)}: finish it with all of them, or delete "
+                             f"{writer.folder} to begin anew.")
         writer.finish(ranker.width)
         for name in ("vectors", "docnos"):
             vars(store).pop(name, None)
@@ -220,14 +254,14 @@ class StoreIndexer(pt.Indexer):
         return f"({self.ranker!r}.doc_encoder() >> {self.store!r})"
 
 
-def portions(documents: Iterable[Mapping[str, Any]], fields: list[str], seen: set[str], written: list[str]) -> Iterator[list[Mapping[str, Any]]]:
+def portions(documents: Iterable[Mapping[str, Any]], fields: list[str], seen: set[str], writer: Writer) -> Iterator[list[Mapping[str, Any]]]:
     """The documents that are not written yet, in portions.
 
     Args:
         documents: All.
         fields: The text fields that each must have.
         seen: Gets the docnos that have been met.
-        written: The docnos that are written already, in order.
+        writer: Knows which are written already.
 
     Raises:
         DataError: If a docno comes twice, or a document has no docno or text field.
@@ -243,11 +277,11 @@ def portions(documents: Iterable[Mapping[str, Any]], fields: list[str], seen: se
             seen.add(docno)
             if position >= done:
                 yield document
-            elif docno != written[position]:
-                raise StoreError(f"An unfinished store holds other documents: its document {position + 1} is {written[position]!r}, now it is {docno!r}. Index the same corpus, in "
-                                 "the same order, or begin anew with overwrite=True.")
+            elif docno != writer.docnos[position]:
+                raise StoreError(f"An unfinished store holds other documents: its document {position + 1} is {writer.docnos[position]!r}, now it is {docno!r}. Index the same "
+                                 f"corpus, in the same order, or delete {writer.folder} to begin anew.")
 
-    done = len(written)
+    done = len(writer.docnos)
     remaining = fresh()
     while portion := list(itertools.islice(remaining, PORTION)):
         yield portion
@@ -261,7 +295,7 @@ class StoreScorer(pt.Transformer):
     def __init__(self, store: DocumentStore, ranker: TwoSided, missing: Literal["error", "text"]) -> None:
         if missing not in ("error", "text"):
             raise ValueError(f"scorer(missing={missing!r}) is unknown: it is 'error' or 'text'.")
-        store.require(ranker)
+        self.stamp = store.require(ranker)
         self.store, self.ranker, self.missing = store, ranker, missing
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -275,26 +309,28 @@ class StoreScorer(pt.Transformer):
         """
         with explained(self, inp, ["query"]):
             pt.validate.result_frame(inp, extra_columns=["query"], context=self)
+        if self.store.facts["encoder"] != self.stamp:
+            self.store.require(self.ranker)
         out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
         if not len(out):
             return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
         require_strings(out, "query", self)
         docs, names = pd.factorize(out["docno"].astype(str))
-        rows = self.store.rows(names)[docs]
+        rows = self.store.docnos.rows(list(names))[docs]
         lost = rows < 0
         if lost.any() and self.missing == "error":
             unknown = names[np.unique(docs[lost])]
             raise DataError(f"{self!r}: {len(unknown)} of {len(names)} documents are not in the store: {some(sorted(unknown))}. Index them, or pass "
                             "missing='text' to encode their texts.")
+        ranker = self.ranker
+        unstored, texts = ranker._checked(inp.reset_index(drop=True)[lost]) if lost.any() else (out.head(0), [])
         codes, queries = pd.factorize(out["query"])
         scores = np.empty(len(out), dtype=np.float32)
-        ranker = self.ranker
         with ranker._inference(), pt.tqdm(total=len(out), desc=type(ranker).__name__, unit="pair", disable=not ranker.verbose) as bar:
             prepared = ranker._prepare_queries(list(queries))
             scores[~lost] = ranker._score_rows(prepared, codes[~lost], self.store.vectors, rows[~lost], bar.update)
-        if lost.any():
-            missing = out[lost]
-            scores[lost] = ranker.score(missing["query"].tolist(), row_texts(missing.reset_index(drop=True), fields_of(ranker.text_field), ranker.texts, ranker))
+        if len(unstored):
+            scores[lost] = ranker.score(unstored["query"].tolist(), texts)
         return pt.model.add_ranks(out.assign(score=ranker._finite(scores).astype("float64")))
 
     def __eq__(self, other: object) -> bool:

@@ -1,7 +1,8 @@
 """The files of a store: vectors end to end, memory-mapped, and written so that a killed run goes on where it stopped.
 
 While a store is written its files grow in a hidden folder beside its place. After each portion they are forced to the disk and ``progress.json`` says how
-long each of them then was: whatever stands behind that is of a portion that was cut short, and is cut off. The folder takes its place when all is written.
+long each of them then was: whatever stands behind that is of a portion that was cut short, and is cut off. When all is written the folder says what it holds
+(``pt_meta.json``), and then takes its place; if that is interrupted, the next to come finishes it (``settle``).
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from npids import Lookup
 from torch import Tensor
 
 from ..errors import StoreError
 from ..formats.checkpoints import METADATA, read_json, write_json
 from ..rankers.vectors import Ragged, Vectors
+from . import docnos
 
-VECTORS, SCALES, COUNTS, DOCNOS, STARTS, LOOKUP, PROGRESS = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "docnos.npids", "progress.json"
-GROWING = (VECTORS, SCALES, COUNTS, DOCNOS)
+VECTORS, SCALES, COUNTS, NAMES, STARTS, PROGRESS = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "progress.json"
+GROWING = (VECTORS, SCALES, COUNTS, NAMES)
 TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
@@ -43,18 +46,25 @@ class StoredVectors:
     starts: np.ndarray
     cut: int = 0
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) int64 numbers of vectors."""
         return np.diff(self.starts)
 
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """(N, H) float32 some of the vectors."""
+        found = self.flat[torch.from_numpy(places)].float()
+        return (found if self.scales is None else found * self.scales[torch.from_numpy(places)].float()[:, None]).numpy()
+
+    @cached_property
+    def _parts(self) -> tuple[Ragged, Ragged | None]:
+        return Ragged(self.flat, self.starts), None if self.scales is None else Ragged(self.scales[:, None], self.starts)
+
     def padded(self, rows: np.ndarray, device: torch.device | str) -> Vectors:
         """Some of the documents, padded to the longest of them, as float32."""
-        found = Ragged(self.flat, self.starts).padded(rows, device)
-        if self.scales is None:
-            return found
-        scales = Ragged(self.scales[:, None], self.starts).padded(rows, device)
-        return Vectors(found.vectors * scales.vectors, found.mask)
+        values, scales = self._parts
+        found = values.padded(rows, device)
+        return found if scales is None else Vectors(found.vectors * scales.padded(rows, device).vectors, found.mask)
 
 
 def quantised(flat: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -64,12 +74,39 @@ def quantised(flat: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
         StoreError: If a value is too large for float16.
     """
     if dtype != "int8":
-        values = flat.cpu().numpy().astype(TYPES[dtype])
+        with np.errstate(over="ignore"):
+            values = flat.cpu().numpy().astype(TYPES[dtype])
         if not np.isfinite(values).all():
             raise StoreError(f"A vector has values that {dtype} does not hold (largest {float(flat.abs().max()):.3g}): make the store with dtype='float32'.")
         return values, None
     scales = (flat.abs().amax(1) / 127).clamp(min=2.0 ** -14).half()                         # the least normal number of float16
     return (flat / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8).cpu().numpy(), scales.cpu().numpy()
+
+
+def unfinished(path: Path) -> Path:
+    """Where a store is until it is finished."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def settle(path: Path) -> None:
+    """Finishes what a killed run left half done when its store was to take its place."""
+    fresh, old = unfinished(path), path.with_name(f".{path.name}.old")
+    if (fresh / METADATA).exists():
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        fresh.rename(path)
+        for name in (COUNTS, NAMES, PROGRESS):
+            (path / name).unlink(missing_ok=True)
+    elif old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def forced(path: Path) -> None:
+    """Forces a file to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 class Writer:
@@ -78,35 +115,32 @@ class Writer:
     Args:
         path: Where the store will be.
         facts: What the store's metadata will say; a run is continued only by one with the same.
+        named: Facts that may differ all the same, being mere names.
 
     Attributes:
         docnos: The documents that are written already, in order.
 
     Raises:
-        StoreError: If what was begun there is of other facts.
+        StoreError: If what was begun there is of other facts, or damaged.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path, self.facts = path, dict(facts)
-        self.folder = self.place(path)
+    def __init__(self, path: Path, facts: Mapping[str, Any], named: frozenset[str] = frozenset()) -> None:
+        self.path, self.facts, self.folder = path, dict(facts), unfinished(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         progress = read_json(str(self.folder), PROGRESS)
-        if progress and progress["facts"] != self.facts:
-            differ = sorted(k for k in {*self.facts, *progress["facts"]} if self.facts.get(k) != progress["facts"].get(k))
-            raise StoreError(f"An unfinished store at {path} was begun with another {', '.join(differ)}: finish it with the same, or begin anew with indexer(..., overwrite=True).")
-        sizes = progress.get("sizes", dict.fromkeys(GROWING, 0))
-        for name in GROWING:
+        before = progress.get("facts", self.facts)
+        differ = sorted(k for k in {*self.facts, *before} - named if self.facts.get(k) != before.get(k))
+        if differ:
+            raise StoreError(f"An unfinished store at {path} was begun with another {', '.join(differ)}: finish it with the same, or delete {self.folder} to begin anew.")
+        for name, size in progress.get("sizes", dict.fromkeys(GROWING, 0)).items():
             with open(self.folder / name, "ab") as file:
-                file.truncate(sizes[name])
-        with open(self.folder / DOCNOS, encoding="utf-8") as lines:
+                if file.tell() < size:
+                    raise StoreError(f"The unfinished store {self.folder} is damaged: {name} has {file.tell()} bytes of {size}. Delete the folder to begin anew.")
+                file.truncate(size)
+        with open(self.folder / NAMES, encoding="utf-8") as lines:
             self.docnos: list[str] = [json.loads(line) for line in lines]
 
-    @staticmethod
-    def place(path: Path) -> Path:
-        """Where a store is until it is finished."""
-        return path.with_name(f".{path.name}.unfinished")
-
-    def add(self, docnos: Sequence[str], texts: Ragged) -> None:
+    def add(self, names: Sequence[str], texts: Ragged) -> None:
         """Writes a portion; when it returns, the portion is on the disk.
 
         Raises:
@@ -114,7 +148,7 @@ class Writer:
         """
         values, scales = quantised(texts.flat, self.facts["dtype"])
         portions = {VECTORS: values.tobytes(), SCALES: b"" if scales is None else scales.tobytes(), COUNTS: texts.lengths.astype(np.int32).tobytes(),
-                    DOCNOS: "".join(json.dumps(docno) + "\n" for docno in docnos).encode()}
+                    NAMES: "".join(json.dumps(name) + "\n" for name in names).encode()}
         sizes = {}
         try:
             for name, portion in portions.items():
@@ -125,27 +159,27 @@ class Writer:
                     sizes[name] = file.tell()
             fresh = self.folder / f"{PROGRESS}.new"
             write_json(fresh, {"facts": self.facts, "sizes": sizes})
+            forced(fresh)
             fresh.rename(self.folder / PROGRESS)
         except OSError as error:
             raise OSError(error.errno, f"the store {self.path} could not be written further ({error.strerror}): {len(self.docnos)} documents are kept, and the same call goes on "
                           "with the next") from error
-        self.docnos += docnos
+        self.docnos += names
 
     def finish(self, width: int) -> None:
         """Puts the store into its place."""
         counts = np.fromfile(self.folder / COUNTS, dtype=np.int32)
         np.save(self.folder / STARTS, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
-        Lookup.build(self.docnos, str(self.folder / LOOKUP), return_self=False)
-        sizes = {name: (self.folder / name).stat().st_size for name in (VECTORS, SCALES)}
-        write_json(self.folder / METADATA, {**self.facts, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
-        for name in (COUNTS, DOCNOS, PROGRESS):
-            (self.folder / name).unlink(missing_ok=True)
-        old = self.path.with_name(f".{self.path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.path.exists():
-            self.path.rename(old)
-        self.folder.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        docnos.write(self.folder, self.docnos)
+        held = (VECTORS, SCALES, STARTS, *docnos.FILES)
+        for name in held:
+            forced(self.folder / name)
+        sizes = {name: (self.folder / name).stat().st_size for name in held}
+        fresh = self.folder / f"{METADATA}.new"
+        write_json(fresh, {**self.facts, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
+        forced(fresh)
+        fresh.rename(self.folder / METADATA)        # from here on it is finished, wherever it is
+        settle(self.path)
 
 
 def opened(path: Path, facts: Mapping[str, Any]) -> StoredVectors:
@@ -164,7 +198,9 @@ def opened(path: Path, facts: Mapping[str, Any]) -> StoredVectors:
 
 
 def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Tensor:
-    """A file as a tensor, read as it is used."""
+    """A file as a tensor that is only read, as it is used."""
     if not shape[0]:
         return torch.from_numpy(np.empty(shape, dtype=dtype))
-    return torch.from_numpy(np.memmap(path, dtype=dtype, mode="c", shape=shape))            # "c": torch wants to be able to write; the file stays as it is
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)        # that torch could write to what cannot be written to: nobody does
+        return torch.from_numpy(np.memmap(path, dtype=dtype, mode="r", shape=shape))

@@ -1,0 +1,206 @@
+"""Training pairs by ids: published score files and ir_datasets' docpairs, of any size, with texts loaded when they are needed.
+
+A frame of candidates holds its texts; forty million pairs cannot. Here queries and documents are numbers, a text is loaded once, when it is tokenised, and
+only if training will see it. The scores of a file are the teacher.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .errors import DataError, some
+from .groups import Groups
+from .loaded_texts import Loaded, Texts, loader_of
+
+LINES = 1 << 20         # lines of a file, or pairs, that are read at once
+COLUMNS = ["pos_score", "neg_score", "qid", "pos", "neg"]
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """Queries with relevant and other documents, by ids; for ``Distiller.fit`` in place of a frame.
+
+    Attributes:
+        groups: The queries with their documents.
+        qids: The queries' names.
+        docnos: The documents' names.
+    """
+
+    groups: Groups
+    qids: Sequence[str]
+    docnos: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.groups)
+
+    def portions(self, rows: np.ndarray, size: int = 1 << 16) -> Iterator[np.ndarray]:
+        """Sorted rows in portions of whole queries, of about ``size``."""
+        query = np.repeat(np.arange(len(self.groups)), self.groups.sizes)[rows]
+        starts = np.flatnonzero(np.diff(query, prepend=-1))
+        cuts = starts[np.unique(np.searchsorted(starts, np.arange(size, len(rows), size)).clip(max=len(starts) - 1))]
+        yield from (part for part in np.split(rows, cuts) if len(part))
+
+    def frame(self, rows: np.ndarray, field: str) -> pd.DataFrame:
+        """Some rows of the groups as candidates, for a teacher: ``qid``, ``query``, ``docno`` and the text."""
+        query = np.repeat(np.arange(len(self.groups)), self.groups.sizes)[rows]
+        documents = self.groups.text[rows]
+        distinct, back = np.unique(documents, return_inverse=True)
+        texts = self.groups.texts.some(distinct) if isinstance(self.groups.texts, Loaded) else [self.groups.texts[int(d)] for d in distinct]
+        return pd.DataFrame({"qid": [self.qids[q] for q in query], "query": [self.groups.queries[q] for q in query], "docno": self.docnos[documents],
+                             field: [texts[i] for i in back]})
+
+
+def from_score_file(path: str | Path, queries: str | pd.DataFrame | Mapping[str, str], texts: Texts, *, text_field: str = "text") -> TrainingPairs:
+    """Reads a file of lines ``pos_score neg_score qid pos_docno neg_docno``, such as those published with arXiv:2010.02666.
+
+    A document that stands beside a query on several lines gets the mean of its scores.
+
+    Args:
+        path: The file; tabs or spaces between the columns; gzipped or not.
+        queries: A PyTerrier dataset by name, topics as a frame, or a mapping from qid to query.
+        texts: Where the documents' texts are: a PyTerrier dataset by name, a text loader (a transformer), or a mapping from docno to text.
+        text_field: The field of a dataset or loader that holds the text. Default "text".
+
+    Returns:
+        Training data with the file's scores as teacher.
+
+    Raises:
+        DataError: If a line is not of this form, or a qid has no query.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"There is no file {str(path)!r}. The scores published with arXiv:2010.02666 are at https://zenodo.org/record/4068216.")
+    return collected(lines_of(Path(path)), queries_of(queries), loader_of(texts, text_field), str(path))
+
+
+def from_docpairs(dataset: str, *, texts: Texts = None, queries: str | pd.DataFrame | Mapping[str, str] | None = None, limit: int | None = None,
+                  text_field: str = "text") -> TrainingPairs:
+    """The docpairs of an ir_datasets dataset: a relevant and another document of a query each.
+
+    Args:
+        dataset: Its name, such as "irds:msmarco-passage/train/triples-small".
+        texts: Where the documents' texts are. Default: the dataset itself. See ``from_score_file``.
+        queries: Where the queries are. Default: the dataset itself.
+        limit: The most docpairs that are read. Default None: all.
+        text_field: The field that holds the text. Default "text".
+
+    Returns:
+        Training data without scores: a teacher is asked, or losses over labels are learned.
+
+    Raises:
+        DataError: If the dataset has no docpairs.
+    """
+    name = dataset.removeprefix("irds:")
+    import ir_datasets
+    source = ir_datasets.load(name)
+    if not source.has_docpairs():
+        raise DataError(f"{dataset!r} has no docpairs; pass a dataset that has (such as irds:msmarco-passage/train/triples-small), or candidates as a frame.")
+
+    def chunks() -> Iterator[pd.DataFrame]:
+        rows: list[tuple[str, str, str]] = []
+        for number, pair in enumerate(source.docpairs_iter()):
+            if number == limit:
+                break
+            rows.append((pair.query_id, pair.doc_id_a, pair.doc_id_b))
+            if len(rows) == LINES:
+                yield pd.DataFrame(rows, columns=COLUMNS[2:])
+                rows = []
+        yield pd.DataFrame(rows, columns=COLUMNS[2:])
+
+    return collected(chunks(), queries_of(dataset if queries is None else queries), loader_of(dataset if texts is None else texts, text_field), dataset)
+
+
+def lines_of(path: Path) -> Iterator[pd.DataFrame]:
+    """A score file in portions.
+
+    Raises:
+        DataError: If a line has not five columns, or a score is no number.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        first = lines.readline()
+    if len(first.split()) != len(COLUMNS):
+        raise DataError(f"{path}: a line has {len(first.split())} columns instead of 5 (pos_score neg_score qid pos_docno neg_docno): {first[:80]!r}")
+    done = 0
+    try:
+        for chunk in pd.read_csv(path, sep=r"\s+" if "\t" not in first else "\t", header=None, names=COLUMNS, dtype=str, chunksize=LINES, quoting=3, keep_default_na=False):
+            scores = chunk[COLUMNS[:2]].apply(pd.to_numeric, errors="coerce").astype("float32")
+            bad = ~np.isfinite(scores.to_numpy()).all(1) | (chunk[COLUMNS[2:]] == "").any(axis=1).to_numpy()
+            if bad.any():
+                line = int(np.flatnonzero(bad)[0])
+                raise DataError(f"{path}, line {done + line + 1}: not two scores and three ids: {' '.join(map(str, chunk.iloc[line]))[:80]!r}")
+            yield chunk.assign(**scores)
+            done += len(chunk)
+    except pd.errors.ParserError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def collected(chunks: Iterable[pd.DataFrame], query_of: Callable[[list[str]], list[str]], load: Callable[[list[str]], list[str]], name: str) -> TrainingPairs:
+    """Pairs as groups: each query with its distinct documents, a label and the mean of their scores.
+
+    Raises:
+        DataError: If there are none.
+    """
+    qids: dict[str, int] = {}
+    docnos: dict[str, int] = {}
+    parts: dict[str, list[np.ndarray]] = {"query": [], "doc": [], "label": [], "score": []}
+    scored = True
+    for chunk in chunks:
+        query = numbered(chunk["qid"], qids)
+        for side in ("pos", "neg"):
+            parts["query"].append(query)
+            parts["doc"].append(numbered(chunk[side], docnos))
+            parts["label"].append(np.full(len(chunk), side == "pos"))
+            if f"{side}_score" in chunk.columns:
+                parts["score"].append(chunk[f"{side}_score"].to_numpy(dtype=np.float32))
+            else:
+                scored = False
+    if not docnos:
+        raise DataError(f"{name} holds no pairs.")
+    query, doc, label = (np.concatenate(parts[key]) for key in ("query", "doc", "label"))
+    keys, row, counts = np.unique(query.astype(np.int64) * len(docnos) + doc, return_inverse=True, return_counts=True)
+    labels = np.zeros(len(keys), dtype=bool)
+    np.logical_or.at(labels, row[label], True)
+    teacher = (np.bincount(row, np.concatenate(parts["score"]).astype(np.float64)) / counts).astype(np.float32) if scored else None
+    of_query, text = keys // len(docnos), (keys % len(docnos)).astype(np.int64)
+    starts = np.searchsorted(of_query, np.arange(len(qids) + 1))
+    names, documents = list(qids), np.array(list(docnos), dtype=object)
+    relevant = [text[a:b][labels[a:b]] for a, b in itertools.pairwise(starts)]
+    groups = Groups(queries=query_of(names), texts=Loaded(documents, load), length=np.ones(len(documents), dtype=np.int64), starts=starts, row=np.arange(len(keys)), text=text,
+                    doc=text, parent=text, label=labels.astype(np.float32), relevant=relevant, teacher=teacher)
+    return TrainingPairs(groups, names, documents)
+
+
+def numbered(names: pd.Series, known: dict[str, int]) -> np.ndarray:
+    """(N,) int32 numbers of names, new ones after those that are known."""
+    codes, distinct = pd.factorize(names)
+    return np.array([known.setdefault(str(name), len(known)) for name in distinct], dtype=np.int32)[codes]
+
+
+def queries_of(source: str | pd.DataFrame | Mapping[str, str]) -> Callable[[list[str]], list[str]]:
+    """A function that gives the queries of some qids."""
+    if isinstance(source, str):
+        source = pt.get_dataset(source).get_topics()
+    if isinstance(source, pd.DataFrame):
+        column = "query" if "query" in source.columns else "text"
+        source = dict(zip(source["qid"].astype(str), source[column], strict=True))
+    held: Mapping[str, str] = source
+
+    def queries(qids: list[str]) -> list[str]:
+        lacking = [q for q in qids if q not in held]
+        if lacking:
+            raise DataError(f"{len(lacking)} of {len(qids)} qids have no query among {len(held)}: {some(lacking)}. Are these the topics of the pairs?")
+        return [held[q] for q in qids]
+
+    return queries
+
+
+__all__ = ["TrainingPairs", "from_docpairs", "from_score_file"]
