@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import datasets, errors, losses, pairs, passages, strategies
     from .distiller import Distiller
+    from .exporting import export
     from .loading import load
+    from .mining import Mined
     from .rankers import TK, BertDot, ColBERT, CrossEncoder, PreTTR, Ranker
     from .sampling import KeepTop, Sampler
     from .stages import Stage
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 
 _MODULES = ("datasets", "errors", "losses", "pairs", "passages", "strategies")
 _NAMES = {
-    "BertDot": "rankers", "BySignal": "teachers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "DocumentStore": "stores", "Ensemble": "teachers",
-    "KeepTop": "sampling", "PreTTR": "rankers", "QueryTopics": "topics", "Ranker": "rankers", "Sampler": "sampling", "Stage": "stages", "Strategy": "strategies", "TK": "rankers",
-    "Teacher": "teachers", "load": "loading",
+    "BertDot": "rankers", "BySignal": "teachers", "ColBERT": "rankers", "CrossEncoder": "rankers", "Distiller": "distiller", "DocumentStore": "stores",
+    "Ensemble": "teachers", "KeepTop": "sampling", "Mined": "mining", "PreTTR": "rankers", "QueryTopics": "topics", "Ranker": "rankers", "Sampler": "sampling",
+    "Stage": "stages", "Strategy": "strategies", "TK": "rankers", "Teacher": "teachers", "export": "exporting", "load": "loading",
 }
 
 __all__ = [
-    "TK", "BertDot", "BySignal", "ColBERT", "CrossEncoder", "Distiller", "DocumentStore", "Ensemble", "KeepTop", "PreTTR", "QueryTopics", "Ranker", "Sampler", "Stage", "Strategy",
-    "Teacher", "datasets", "errors", "load", "losses", "pairs", "passages", "strategies",
+    "TK", "BertDot", "BySignal", "ColBERT", "CrossEncoder", "Distiller", "DocumentStore", "Ensemble", "KeepTop", "Mined", "PreTTR", "QueryTopics", "Ranker", "Sampler",
+    "Stage", "Strategy", "Teacher", "datasets", "errors", "export", "load", "losses", "pairs", "passages", "strategies",
 ]
 
 

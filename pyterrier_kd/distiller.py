@@ -30,7 +30,7 @@ from .rankers import Ranker
 from .sampling import KeepTop
 from .score_store import ScoreStore
 from .signals import missing_signal
-from .stages import rows_ahead
+from .stages import Stage, rows_ahead
 from .strategies import Strategy, as_strategy
 from .teachers import BySignal, teacher_scores, terms_of
 from .training import processes
@@ -40,6 +40,9 @@ DEFAULT_MEASURE = ir_measures.nDCG @ 10
 
 
 Candidates = tuple[pd.DataFrame, list[str]] | TrainingPairs      # a frame sorted by query with the text of each row, or pairs by ids
+
+
+Source = Groups | Corpus
 
 
 class Distiller(pt.Estimator):
@@ -173,7 +176,12 @@ class Distiller(pt.Estimator):
             sources = self._with_scores(strategy, sources, candidates)
         settings = FitSettings(strategy, self.teacher, self.measure, self.validate_every, self.patience,
                                Path(self.checkpoint) if self.checkpoint is not None else None, self.precision, self.tracker, self.seed, self.verbose)
-        fit = Fit(settings, start, sources, losses, validate)
+
+        def renew(index: int, frame: pd.DataFrame) -> Groups:
+            stage, mined = strategy.stages[index], self._candidates(frame, f"fit (the candidates of stage {strategy.stages[index].name!r})")
+            return self._taught(index, stage, learnable(stage, from_frame(*mined, qrels_tr, "Distiller.fit")), mined)
+
+        fit = Fit(settings, start, sources, losses, validate, renew)
         try:
             fit.run()
         finally:
@@ -209,56 +217,56 @@ class Distiller(pt.Estimator):
                 raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return bound_losses(strategy, student, self.teacher, self.seed)
 
-    def _sources(self, strategy: Strategy, student: Ranker, candidates: Candidates | None, qrels: pd.DataFrame | None) -> list[Groups | Corpus]:
-        """What each stage trains on: its corpus, or the candidates as groups that it can learn from."""
-        sources: list[Groups | Corpus] = []
+    def _sources(self, strategy: Strategy, student: Ranker, candidates: Candidates | None, qrels: pd.DataFrame | None) -> list[Source | None]:
+        """What each stage trains on: its corpus, or the candidates as groups that it can learn from; None where it makes candidates of its own."""
         groups = candidates.groups if isinstance(candidates, TrainingPairs) else None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
+        sources: list[Source | None] = []
         for stage in strategy.stages:
             if stage.corpus is not None:
                 special = len(student.tokenizer("")["input_ids"])
                 sources.append(Corpus(stage.corpus, student.tokenizer, stage.length - special, fields_of(student.text_field)))
+            elif stage.candidates is not None:
+                sources.append(None)
             elif groups is None:
                 raise DataError(f"The stage {stage.name!r} trains on candidates: pass a frame of them as fit's first argument. Only stages with a corpus need none.")
             else:
-                usable = groups.usable(stage.loss.needs, stage.loss)
-                sources.append(usable if stage.topics is None else replace(usable, topic=np.asarray(stage.topics(usable.queries))))
+                sources.append(learnable(stage, groups))
         return sources
 
-    def _with_scores(self, strategy: Strategy, sources: list[Groups | Corpus], candidates: Candidates) -> list[Groups | Corpus]:
-        """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none.
-
-        The teacher is asked only for the rows that training will see, wherever these are known ahead.
-        """
-        count = len(candidates.groups.row) if isinstance(candidates, TrainingPairs) else len(candidates[0])
-
-        def scored(teacher: Any, rows: np.ndarray) -> np.ndarray:
-            if isinstance(candidates, TrainingPairs):
-                field = fields_of(self.student.text_field)[0]
-                # what is brought to one scale needs all scores at once
-                whole = any(leaf.standardise for _, leaf in terms_of(teacher))
-                frames = (candidates.frame(portion, field) for portion in ([rows] if whole else candidates.portions(rows)))
-                return np.concatenate([teacher_scores(teacher, frame, frame[field].tolist(), self._store(), self.verbose) for frame in frames])
-            frame, texts = candidates
-            return teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[j] for j in rows], self._store(), self.verbose)
-
+    def _with_scores(self, strategy: Strategy, sources: list[Source | None], candidates: Candidates) -> list[Source | None]:
+        """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none."""
         if self.keep_top is not None:
-            every = scored(self.teacher, np.arange(count))
+            every = self._scored(self.teacher, candidates, np.arange(rows_in(candidates)))
             for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
                 if isinstance(source, Groups):
                     kept = self.keep_top(source.starts, source.parent, every[source.row])
                     sources[i] = source.select_rows(kept).usable(stage.loss.needs, stage.loss)
-        for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
-            teacher, needs = stage.taught_by(self.teacher), stage.loss.needs.teacher
-            teacher = teacher.scores if isinstance(teacher, BySignal) and "scores" in needs else teacher if needs == {"scores"} else None
-            if not isinstance(source, Groups) or teacher is None:
-                continue
-            rows = source.row
-            if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
-                rows = rows[rows_ahead(stage, source, (self.seed, i), processes())]
-            rows, scores = np.sort(rows), np.zeros(count)
-            scores[rows] = scored(teacher, rows)
-            sources[i] = source.with_teacher(scores).usable(stage.loss.needs, stage.loss)
-        return sources
+        return [self._taught(i, stage, source, candidates) if isinstance(source, Groups) else source
+                for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True))]
+
+    def _taught(self, index: int, stage: Stage, source: Groups, candidates: Candidates) -> Groups:
+        """The groups of one stage with its teacher's scores. The teacher is asked only for the rows that training will see, wherever these are known ahead."""
+        teacher, needs = stage.taught_by(self.teacher), stage.loss.needs.teacher
+        teacher = teacher.scores if isinstance(teacher, BySignal) and "scores" in needs else teacher if needs == {"scores"} else None
+        if teacher is None:
+            return source
+        rows = source.row
+        if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
+            rows = rows[rows_ahead(stage, source, (self.seed, index), processes())]
+        rows, scores = np.sort(rows), np.zeros(rows_in(candidates))
+        scores[rows] = self._scored(teacher, candidates, rows)
+        return source.with_teacher(scores).usable(stage.loss.needs, stage.loss)
+
+    def _scored(self, teacher: Any, candidates: Candidates, rows: np.ndarray) -> np.ndarray:
+        """A teacher's scores of some rows of the candidates."""
+        if isinstance(candidates, TrainingPairs):
+            field = fields_of(self.student.text_field)[0]
+            # what is brought to one scale needs all scores at once
+            whole = any(leaf.standardise for _, leaf in terms_of(teacher))
+            frames = (candidates.frame(portion, field) for portion in ([rows] if whole else candidates.portions(rows)))
+            return np.concatenate([teacher_scores(teacher, frame, frame[field].tolist(), self._store(), self.verbose) for frame in frames])
+        frame, texts = candidates
+        return teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[j] for j in rows], self._store(), self.verbose)
 
     def _store(self) -> ScoreStore | None:
         if self.scores is False:
@@ -272,3 +280,14 @@ class Distiller(pt.Estimator):
                 warnings.warn("Distiller.fit got validation candidates without qrels: it trains without validation.", stacklevel=3)
             return None
         return validation(*self._candidates(va, "fit (validation)"), qrels, self.measure)
+
+
+def rows_in(candidates: Candidates) -> int:
+    """The number of rows that groups were made of."""
+    return len(candidates.groups.row) if isinstance(candidates, TrainingPairs) else len(candidates[0])
+
+
+def learnable(stage: Stage, groups: Groups) -> Groups:
+    """The groups from which a stage's loss can learn, with their topics where it has any."""
+    usable = groups.usable(stage.loss.needs, stage.loss)
+    return usable if stage.topics is None else replace(usable, topic=np.asarray(stage.topics(usable.queries)))

@@ -28,6 +28,10 @@ class CheckpointError(ValueError):
     """A folder does not hold what a checkpoint of this kind must hold."""
 
 
+class ExportError(ValueError):
+    """Other software could not score as a ranker that is to be exported does."""
+
+
 class StoreError(ValueError):
     """A store of document vectors is missing, damaged, of another kind, or another encoder's."""
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,18 +99,21 @@ class Fit:
     Args:
         settings: What does not change.
         start: The student to start from; a copy is trained.
-        sources: The training groups of each stage, with teacher scores where the stage's loss reads only those, or its corpus.
+        sources: The training groups of each stage, with teacher scores where the stage's loss reads only those, or its corpus; None where a stage
+            makes candidates of its own.
         losses: The loss of each stage, bound to student and teacher.
         validate: Measures a student, or None.
+        renew: Makes the groups of a stage, by its number, of candidates that it has made.
 
     Attributes:
         history: A row for each slice of steps.
         stopped: Whether it was interrupted from the keyboard.
     """
 
-    def __init__(self, settings: FitSettings, start: Ranker, sources: list[Groups | Corpus], losses: list[BoundLoss],
-                 validate: Callable[[Ranker], float] | None) -> None:
-        self.settings, self.sources, self.losses, self.validate = settings, sources, losses, validate
+    def __init__(self, settings: FitSettings, start: Ranker, sources: Sequence[Groups | Corpus | None], losses: list[BoundLoss],
+                 validate: Callable[[Ranker], float] | None, renew: Callable[[int, pd.DataFrame], Groups]) -> None:
+        self.settings, self.sources, self.losses, self.validate, self.renew = settings, list(sources), losses, validate, renew
+        self.given = self.sources.copy()        # what was there before training, which identifies it
         self.learned = losses[0].learned        # one for all stages
         self.student = start.clone()
         self.accelerator = accelerator_for(start.device, settings.precision, settings.tracker, settings.folder)
@@ -133,7 +136,9 @@ class Fit:
         for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes, str(self.settings.measure),
                      described(self.settings.teacher), self.accelerator.mixed_precision):
             digest.update(repr(part).encode())
-        for source in self.sources:
+        for source in self.given:
+            if source is None:
+                continue
             if isinstance(source, Groups):
                 for array in (source.text, source.starts, source.label):
                     digest.update(np.ascontiguousarray(array).tobytes())
@@ -144,7 +149,7 @@ class Fit:
 
     def _teacher_summary(self) -> list[float]:
         """Mean and spread of each stage's teacher scores: enough to tell two teachers apart."""
-        known = [g.teacher for g in self.sources if isinstance(g, Groups) and g.teacher is not None]
+        known = [g.teacher for g in self.given if isinstance(g, Groups) and g.teacher is not None]
         return [float(f(t)) for t in known for f in (np.mean, np.std)]
 
     def run(self) -> None:
@@ -177,7 +182,8 @@ class Fit:
 
     def _stage(self, index: int, stage: Stage, position: dict[str, Any]) -> None:
         """Trains one stage in slices of steps, with a validation and a checkpoint after each."""
-        source, loss, tokens = self.sources[index], self.losses[index], None
+        loss, tokens = self.losses[index], None
+        source = self.sources[index] = self._source(index, stage)
         seed = (self.settings.seed, index)
         if isinstance(source, Groups):
             source = source.with_texts(rows_ahead(stage, source, seed, self.accelerator.num_processes))
@@ -200,6 +206,23 @@ class Fit:
                 self._record(stage, training, row)
                 self._checkpoint(training, index)
         self._take_best()
+
+    def _source(self, index: int, stage: Stage) -> Groups | Corpus:
+        """What a stage trains on, made of the student as it is now where the stage says so."""
+        source = self.sources[index]
+        if source is not None:
+            return source
+        assert stage.candidates is not None
+        kept = self.settings.folder / f"candidates-{index}.jsonl.gz" if self.settings.folder is not None else None
+        if kept is not None and kept.is_file():
+            return self.renew(index, pd.read_json(kept, orient="records", lines=True, dtype={"qid": str, "docno": str}))
+        self.student.model.eval()
+        frame = stage.candidates(self.student)
+        if kept is not None and self.accelerator.is_main_process:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_json(kept.with_suffix(".part"), orient="records", lines=True, compression="gzip")
+            kept.with_suffix(".part").rename(kept)
+        return self.renew(index, frame)
 
     def _teacher(self, stage: Stage, source: Groups | Corpus, loss: BoundLoss) -> Callable[[Any], Signals]:
         """What gives a stage its target signals."""

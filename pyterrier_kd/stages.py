@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import pandas as pd
 
 from .groups import Groups
 from .losses import Loss
@@ -39,6 +40,8 @@ class Stage:
             them as they are. Default: none.
         batch_size: B, queries a step; texts a step where there is a corpus. Default 32.
         sampler: Chooses the texts of a query. Default: one relevant, where there is one, and one other.
+        candidates: Makes this stage's candidates of the student as it is when the stage begins, such as ``kd.Mined(corpus, topics)``: its own
+            hard negatives. Default None: those that ``fit`` gets.
         topics: Gives each query the number of its topic, such as ``kd.QueryTopics(encoder)``; a batch then holds queries of one topic alone. For losses
             over all texts of a batch. Default None.
         corpus: Texts to train on instead of queries and candidates: an iterable of texts or dicts that starts anew each time, or a
@@ -62,6 +65,7 @@ class Stage:
     rates: Mapping[str, float] = field(default_factory=dict, hash=False)
     batch_size: int = 32
     sampler: Sampler = field(default_factory=Sampler)
+    candidates: Callable[[Any], pd.DataFrame] | None = None
     topics: Callable[[Sequence[str]], np.ndarray] | None = None
     corpus: Any = field(default=None, repr=False)
     length: int = 128
@@ -82,6 +86,8 @@ class Stage:
         if not isinstance(self.loss, Loss):
             raise ValueError(f"Stage(loss={self.loss!r}) is not a loss: pass one of kd.losses, such as kd.losses.MarginMSE().")
 
+        if self.corpus is not None and self.candidates is not None:
+            raise ValueError(f"Stage(name={self.name!r}) has both corpus= and candidates=: it trains on the one or on the other.")
         if self.corpus is not None and (beyond := self.loss.needs.student & SCORES or self.loss.needs.labels):
             raise ValueError(f"Stage(loss={self.loss!r}, corpus=...) needs {'labels' if beyond is True else sorted(beyond)}, which texts without queries do not have: "
                              "only losses over layers can be trained on a corpus, such as Attention() + Hidden() + Embedding().")

@@ -13,8 +13,9 @@ from conftest import WORDS, make_colbert, make_config, make_cross, make_dot, mak
 from safetensors.torch import load_file, save_file
 
 import pyterrier_kd as kd
-from pyterrier_kd import losses
-from pyterrier_kd.errors import CheckpointError
+from pyterrier_kd import exporting, losses
+from pyterrier_kd.errors import CheckpointError, ExportError
+from pyterrier_kd.formats import bare_weights
 from pyterrier_kd.passages import max_passage, split
 from pyterrier_kd.rankers.interactions import Dot, MaxSim
 from pyterrier_kd.rankers.vectors import Ragged, Vectors
@@ -310,3 +311,53 @@ def test_frames_as_every_ranker() -> None:
     shuffled = ranker(frame.sample(frac=1, random_state=1))
     assert np.allclose(shuffled.sort_values(["qid", "docno"])["score"], ranker(frame).sort_values(["qid", "docno"])["score"], atol=1e-5)
     assert len(ranker(frame.head(0))) == 0
+
+
+# ---------------------------------------------------------------------- export
+
+
+def classic(**settings: object) -> kd.ColBERT:
+    """A ColBERT with markers in its vocabulary."""
+    encoder, tokenizer = marked(Path())
+    return kd.ColBERT(encoder, tokenizer, **{"preset": "v1", "dim": 24, "query_length": 16, "device": "cpu", **settings})
+
+
+@pytest.mark.parametrize("settings", [{}, {"preset": "v2"}, {"attend_expansion": True}], ids=repr)
+def test_folders_of_colbert_ai_are_written(settings: dict, frame: pd.DataFrame, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", minversion="6.0")
+    ranker = classic(**settings)
+    kd.export(ranker, tmp_path / "v2", "colbert-v2")
+    again = kd.load(tmp_path / "v2", device="cpu")
+    assert again.settings() == ranker.settings()
+    assert np.allclose(again(frame)["score"], ranker(frame)["score"], atol=1e-5)
+    assert np.allclose(sentence_transformers_scores(tmp_path / "v2", frame), ranker(frame)["score"], atol=1e-4)
+
+
+def test_dnn_files_are_written_for_bert_base_alone(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = classic(dim=128, query_length=32, doc_length=64)
+    with pytest.raises(ExportError, match=r"pyterrier_colbert builds bert-base-uncased for every .dnn file .*; this is a bert of .*'num_hidden_layers': 2"):
+        kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    config = ranker.encoder.config
+    monkeypatch.setattr(exporting, "BERT_BASE", {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": config.vocab_size})
+    with pytest.raises(ExportError, match=r"pyterrier_colbert scores with .*; this ranker has {'doc_length': 64}"):
+        kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    ranker.doc_length = 180
+    kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    held = torch.load(tmp_path / "x.dnn", weights_only=True)
+    assert {"epoch", "batch", "model_state_dict", "arguments"} <= held.keys()
+    assert not any("position_ids" in name for name in held["model_state_dict"])
+    monkeypatch.setattr(bare_weights, "HEAD_SIZE", 8)
+    again = kd.ColBERT(tmp_path / "x.dnn", ranker.tokenizer, device="cpu")
+    assert np.allclose(again(frame)["score"], ranker(frame)["score"], atol=1e-5)
+
+
+def test_what_other_software_cannot_be_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="writes a ColBERT; this is BertDot"):
+        kd.export(make_dot(), tmp_path / "x", "colbert-v2")
+    for settings, lacking in (({"expansion": 8}, "expansion='fill'"), ({"normalize": False}, "a projection without bias, then norm 1"), ({"query_prompt": "find "}, "no prompts"),
+                              ({"skip": ["tea"]}, "skip=\\(\\) or 'punctuation'"), ({"query_marker": ""}, "a marker on each side")):
+        with pytest.raises(ExportError, match=f"lacks: {lacking}. Train one with preset='v1' or 'v2'"):
+            kd.export(classic(**settings), tmp_path / "x", "colbert-v2")
+    with pytest.raises(ValueError, match=r"export\(format='tf'\) is unknown: it is one of 'colbert-v2', 'dnn'"):
+        kd.export(make_colbert(), tmp_path / "x", "tf")
+    assert not (tmp_path / "x").exists()

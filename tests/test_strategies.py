@@ -15,6 +15,7 @@ from pyterrier_kd import losses, strategies
 from pyterrier_kd.corpus import Corpus
 from pyterrier_kd.errors import CheckpointError, DataError, LayerMismatch, MissingSignal, TeacherError
 from pyterrier_kd.rankers.shrink import parsed_shape
+from pyterrier_kd.training import Training
 
 FRAME = make_frame()
 QRELS = make_qrels(FRAME)
@@ -100,6 +101,45 @@ def test_batches_of_one_topic(frame, qrels) -> None:
     assert (found == topics(many["query"].unique())).all()
     stage = kd.Stage(losses.MarginMSE(in_batch=True), steps=4, batch_size=8, topics=topics)
     assert kd.Distiller(make_dot(), make_dot(seed=4), strategy=stage, dropout=0, verbose=False).fit(many).history_["loss"].notna().all()
+
+
+def test_a_stage_mines_its_candidates_with_the_student_as_it_then_is(frame, qrels, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("faiss")
+    corpus, topics = frame[["docno", "text"]].drop_duplicates("docno").to_dict("records"), frame[["qid", "query"]].drop_duplicates()
+    mined, seen = kd.Mined(corpus, topics, qrels, depth=6), []
+    first = kd.Stage(losses.MarginMSE(), steps=4, learning_rate=3e-3, name="given")
+    second = kd.Stage(losses.MarginMSE(), steps=4, learning_rate=3e-3, name="mined", candidates=lambda student: seen.append(student.fingerprint()) or mined(student))
+    settings = {"strategy": (first, second), "dropout": 0, "verbose": False, "validate_every": 2}
+    whole = kd.Distiller(make_dot(), make_cross(seed=4), **settings).fit(frame, qrels)
+    assert whole.history_["stage"].tolist() == ["given", "given", "mined", "mined"]
+    assert seen[0] not in (make_dot().fingerprint(), whole.student_.fingerprint())
+    found = mined(whole.student_)
+    assert found.groupby("qid").size().between(6, 7).all()
+    assert found.merge(qrels, on=["qid", "docno"]).groupby("qid").size().tolist() == [1] * 6
+    assert (found["text"] == found["docno"].map({d["docno"]: d["text"] for d in corpus})).all()
+    assert kd.Mined(lambda: iter(corpus), topics, depth=2, first=1)(whole.student_)["rank"].tolist() == [1, 2] * 6
+    # killed in the mined stage, it goes on with the same candidates
+    steps, step = [], Training._step
+
+    def stopped(self: Training) -> object:
+        steps.append(1)
+        if len(steps) == 8:
+            raise RuntimeError("killed")
+        return step(self)
+
+    monkeypatch.setattr(Training, "_step", stopped)
+    with pytest.raises(RuntimeError, match="killed"):
+        kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
+    monkeypatch.setattr(Training, "_step", step)
+    again = kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
+    assert len(seen) == 2
+    assert again.student_.fingerprint() == whole.student_.fingerprint()
+    with pytest.raises(DataError, match="retrieves with the student, which must be a BertDot or a ColBERT"):
+        mined(make_cross())
+    with pytest.raises(DataError, match="can be read only once"):
+        kd.Mined(iter(corpus), topics)
+    with pytest.raises(ValueError, match="has both corpus= and candidates="):
+        kd.Stage(losses.Hidden(), corpus=["a"], candidates=mined)
 
 
 def test_tas_b_has_another_teacher_for_each_signal(frame, qrels) -> None:

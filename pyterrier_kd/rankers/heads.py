@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..formats import bare_weights, sentence_transformers
 from ..formats.bare_weights import Found
-from ..formats.checkpoints import find_file, load_strict
+from ..formats.checkpoints import find_file, load_strict, read_json, write_json
 from .shrink import Indices, shrunk
 
 HEAD = "first_token_head.safetensors"
@@ -97,6 +97,8 @@ def save_classifier(model: Any, folder: Path) -> None:
         save_file({k: v.contiguous() for k, v in model.classifier.state_dict().items()}, folder / HEAD)
     else:
         model.save_pretrained(folder)
+        config = read_json(str(folder), "config.json")      # sentence-transformers would put scores through a sigmoid
+        write_json(folder / "config.json", {**config, "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}})
 
 
 def shrunk_classifier(model: Any, layers: int | Sequence[int] | None, hidden: int | None) -> Any:

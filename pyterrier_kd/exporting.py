@@ -1,0 +1,104 @@
+"""``kd.export``: a trained ranker in the files of other software.
+
+``ranker.save`` writes folders that transformers and sentence-transformers read as they are. What is written here is for software that reads something else,
+and only where it would score as this package does: a setting that it does not have is an error, never left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import ExportError
+from .formats.checkpoints import atomic_folder
+from .formats.multi_vector import PUNCTUATION
+from .formats.sentence_transformers import Dense, Normalize
+from .rankers import ColBERT, Ranker
+
+BERT_BASE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 30522}     # what pyterrier_colbert builds, whatever a file says
+
+
+def export(ranker: Ranker, path: str | Path, format: str) -> Path:
+    """Writes a ranker for other software.
+
+    Args:
+        ranker: What is written.
+        path: The folder or file.
+        format: "colbert-v2", a folder of colbert-ai; or "dnn", a file that pyterrier_colbert loads.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: If that software could not score as this ranker does.
+        ValueError: If the format is unknown.
+    """
+    if format not in WRITERS:
+        raise ValueError(f"export(format={format!r}) is unknown: it is one of {', '.join(map(repr, WRITERS))}. sentence-transformers reads what save() writes.")
+    WRITERS[format](ranker, Path(path))
+    return Path(path)
+
+
+def require_classic(ranker: Ranker, format: str) -> tuple[ColBERT, Tensor]:
+    """A ColBERT that colbert-ai's code can be, and its projection.
+
+    Raises:
+        ExportError: If it is none.
+    """
+    if not isinstance(ranker, ColBERT):
+        raise ExportError(f"export(format={format!r}) writes a ColBERT; this is {ranker!r}.")
+    steps = list(ranker.model.steps)
+    projected = len(steps) == 2 and isinstance(steps[0], Dense) and isinstance(steps[1], Normalize) and steps[0].linear.bias is None and steps[0].activation_name == "Identity"
+    wanted = {"a projection without bias, then norm 1": projected, "expansion='fill'": ranker.expansion == "fill", "expand_before_end=False": not ranker.expand_before_end,
+              "no prompts": not ranker.query_prompt and not ranker.text_prompt, "a marker on each side": bool(ranker.query_marker and ranker.text_marker),
+              "skip=() or 'punctuation'": ranker.skip in ((), PUNCTUATION), "float32": ranker.dtype in (None, torch.float32)}
+    lacking = [name for name, holds in wanted.items() if not holds]
+    if lacking:
+        raise ExportError(f"colbert's code scores with {', '.join(wanted)}; {ranker!r} lacks: {', '.join(lacking)}. Train one with preset='v1' or 'v2'.")
+    return ranker, steps[0].linear.weight.detach().cpu()
+
+
+def write_colbert_v2(ranker: Ranker, path: Path) -> None:
+    """A folder of colbert-ai: the weights of its ``HF_ColBERT``, and ``artifact.metadata``."""
+    colbert, weight = require_classic(ranker, "colbert-v2")
+    prefix = colbert.encoder.base_model_prefix
+    with atomic_folder(path) as folder:
+        colbert.encoder.save_pretrained(folder)
+        colbert.tokenizer.save_pretrained(folder)
+        weights = {f"{prefix}.{name}": value.contiguous() for name, value in colbert.encoder.state_dict().items()}
+        save_file({**weights, "linear.weight": weight.contiguous()}, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": ["HF_ColBERT"]}, indent=2), encoding="utf-8")
+        told = {"query_token_id": colbert.query_marker, "doc_token_id": colbert.text_marker, "query_token": "[Q]", "doc_token": "[D]", "query_maxlen": colbert.query_length,
+                "doc_maxlen": colbert.doc_length, "dim": colbert.width, "similarity": "cosine", "mask_punctuation": bool(colbert.skip),
+                "attend_to_mask_tokens": colbert.attend_expansion, "checkpoint": str(path)}
+        (folder / "artifact.metadata").write_text(json.dumps(told, indent=2), encoding="utf-8")
+
+
+def write_dnn(ranker: Ranker, path: Path) -> None:
+    """A ``.dnn`` file. Its reader builds bert-base-uncased and fills in what fits, silently: nothing else may be in it."""
+    colbert, weight = require_classic(ranker, "dnn")
+    config: Any = colbert.encoder.config
+    found = {key: getattr(config, key, None) for key in BERT_BASE}
+    if config.model_type != "bert" or found != BERT_BASE:
+        raise ExportError(f"pyterrier_colbert builds bert-base-uncased for every .dnn file and would leave out silently what does not fit; this is a {config.model_type} "
+                          f"of {found}, not of {BERT_BASE}.")
+    settings = {"query_length": colbert.query_length, "doc_length": colbert.doc_length, "width": colbert.width, "query_marker": colbert.query_marker,
+                "text_marker": colbert.text_marker, "attend_expansion": colbert.attend_expansion}
+    fixed = {"query_length": 32, "doc_length": 180, "width": 128, "query_marker": "[unused0]", "text_marker": "[unused1]", "attend_expansion": False}
+    if settings != fixed:
+        raise ExportError(f"pyterrier_colbert scores with {fixed}; this ranker has {({k: v for k, v in settings.items() if v != fixed[k]})}.")
+    weights = {f"bert.{name}": value.detach().cpu() for name, value in colbert.encoder.state_dict().items() if not name.endswith("position_ids")}
+    fresh = path.with_name(f".{path.name}.new")
+    torch.save({"epoch": 0, "batch": 0, "model_state_dict": {**weights, "linear.weight": weight}, "optimizer_state_dict": {},
+                "arguments": {"dim": colbert.width, "similarity": "cosine", "mask_punctuation": bool(colbert.skip), "query_maxlen": 32, "doc_maxlen": 180}}, fresh)
+    fresh.rename(path)
+
+
+WRITERS: dict[str, Callable[[Ranker, Path], None]] = {"colbert-v2": write_colbert_v2, "dnn": write_dnn}
