@@ -28,6 +28,7 @@ from pyterrier_kd.rankers.shrink import parsed_shape
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import first_stage
+import turns
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--documents", type=int, default=40)
@@ -82,11 +83,6 @@ def timed(pipeline: object, frame: pd.DataFrame) -> tuple[float, pd.DataFrame]:
     return time.perf_counter() - start, out
 
 
-def spread(values: list[float]) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 with gzip.open(f"{args.data}/corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
     articles = [json.loads(line) for line, _ in zip(lines, range(args.documents), strict=False)]
 frame = pd.DataFrame(articles)[["docno", "title", "text"]].assign(qid="1", query="is the state of new york part of new england")
@@ -104,7 +100,7 @@ for number in range(args.rounds + 1):
 count = len(passages.split(large)(few))
 flops = large.cost(256).gflops / small.cost(256).gflops
 print(f"{len(few)} articles, {count} passages of at most 256 tokens on {args.device}: L12_H768 {statistics.median(times[large]):.2f} s, "
-      f"L3_H384 {statistics.median(times[small]):.3f} s: {spread([a / b for a, b in zip(times[large], times[small], strict=True)])} times faster; "
+      f"L3_H384 {statistics.median(times[small]):.3f} s: {turns.spread([a / b for a, b in zip(times[large], times[small], strict=True)])} times faster; "
       f"by multiply-adds {flops:.1f} times", flush=True)
 
 # 2. What is outside the model: the same for every model, so a tiny one serves
@@ -126,4 +122,4 @@ difference = (scores["plain"]["score"] - scores["compiled"]["score"]).abs().max(
 count = len(passages.split(tiny)(frame))
 print(f"{args.collection}, {len(topics)} queries, {len(frame)} candidates ({frame['docno'].nunique()} documents) in {count} passages: "
       f"outside the model {statistics.median(outside['plain']):.2f} s, compiled {statistics.median(outside['compiled']):.2f} s: "
-      f"{spread([a / b for a, b in zip(outside['plain'], outside['compiled'], strict=True)])} times less; largest difference of scores {difference:.1e}")
+      f"{turns.spread([a / b for a, b in zip(outside['plain'], outside['compiled'], strict=True)])} times less; largest difference of scores {difference:.1e}")

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,12 @@ import pyterrier_kd as kd
 from pyterrier_kd import losses
 from pyterrier_kd.groups import from_frame
 from pyterrier_kd.rankers.first_token import first_token_only
-from pyterrier_kd.teachers import given_signals
+from pyterrier_kd.teacher_signals import given_signals
 from pyterrier_kd.training import Training, accelerator_for
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import first_stage
+import turns
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=5)
@@ -44,22 +44,10 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-def rounds(contestants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for i in range(args.rounds + 1):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def ratio(ours: list[float], theirs: list[float]) -> str:
     """How many times faster we are: median (least to most)."""
     each = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+    return turns.spread(each)
 
 
 def row(name: str, figure: str, comparison: str = "") -> None:
@@ -119,7 +107,7 @@ def score(folder: str) -> None:
     rates: list[float] = []
     contestants = {"ours": lambda: ours.score(*columns)}
     contestants |= {f"predict, batch {b}": (lambda b=b: theirs.predict(pairs, batch_size=b)) for b in (32, 4, 8, 16)}
-    seconds = rounds({**contestants, "matrix": lambda: rates.append(matrix_rate())})
+    seconds = turns.rounds({**contestants, "matrix": lambda: rates.append(matrix_rate())}, args.rounds, args.device)
     mine = seconds["ours"]
     useful = arithmetic(lengths, ours.model.config) / statistics.median(mine) / max(rates)
     row("re-rank 256 nfcorpus pairs, 256 tokens: pairs/s", f"{256 / statistics.median(mine):.0f}")
@@ -161,7 +149,7 @@ def train(folder: str, dropout: float) -> None:
     settings = CrossEncoderTrainingArguments(tempfile.mkdtemp(), per_device_train_batch_size=batch, max_steps=steps, learning_rate=1e-5, save_strategy="no", report_to=[],
                                              disable_tqdm=True, logging_strategy="no", use_cpu=args.device == "cpu")
     trainer = CrossEncoderTrainer(model, settings, train_dataset=data, loss=MarginMSELoss(model))
-    seconds = rounds({"ours": ours, "theirs": trainer.train})
+    seconds = turns.rounds({"ours": ours, "theirs": trainer.train}, args.rounds, args.device)
     pairs = 2 * count
     row(f"train on medquad pairs, 256 tokens, 32 a step, dropout {dropout:g}: pairs/s", f"{pairs / statistics.median(seconds['ours']):.1f}")
     row("  sentence-transformers CrossEncoderTrainer, MarginMSELoss", f"{pairs / statistics.median(seconds['theirs']):.1f}", f"x {ratio(seconds['ours'], seconds['theirs'])}")
@@ -185,7 +173,7 @@ def overhead(folder: str) -> None:
             for inputs in passes:
                 ranker.model(**inputs).logits.float().cpu()
 
-    seconds = rounds({"transform": lambda: distiller.transform(frame), "bare": bare})
+    seconds = turns.rounds({"transform": lambda: distiller.transform(frame), "bare": bare}, args.rounds, args.device)
     each = [a / b - 1 for a, b in zip(seconds["transform"], seconds["bare"], strict=True)]
     row("Distiller.transform, 100 queries x 100 texts of 32 tokens, 3 layers: s", f"{statistics.median(seconds['transform']):.1f}")
     row("  the same forward passes alone", f"{statistics.median(seconds['bare']):.1f}", f"overhead {statistics.median(each):+.1%} ({min(each):+.1%} to {max(each):+.1%})")

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ import pyterrier_kd as kd
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import first_stage
+import turns
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=3)
@@ -46,25 +46,6 @@ warnings.filterwarnings("ignore")
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 QUERY = "what are the side effects of statins for older patients"
-
-
-def rounds(contestants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for i in range(args.rounds + 1):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def texts(count: int, tokens: int) -> list[str]:
@@ -104,11 +85,11 @@ if args.only != "indexing":
 if "latency" in args.only:
     cross = kd.CrossEncoder(minilm, device=args.device)
     scorers = {name: stores[name].scorer(ranker) for name, ranker in rankers.items()}
-    seconds = rounds({"CrossEncoder": lambda: cross(frame), **{name: lambda scorer=scorer: scorer(frame) for name, scorer in scorers.items()}})
-    print(f"\n1 query, {len(frame)} candidates of {args.tokens} tokens, on {args.device}: cross-encoder {spread(seconds['CrossEncoder'])} s; from a store")
+    seconds = turns.rounds({"CrossEncoder": lambda: cross(frame), **{name: lambda scorer=scorer: scorer(frame) for name, scorer in scorers.items()}}, args.rounds, args.device)
+    print(f"\n1 query, {len(frame)} candidates of {args.tokens} tokens, on {args.device}: cross-encoder {turns.spread(seconds['CrossEncoder'])} s; from a store")
     for name in rankers:
         ratios = [a / b for a, b in zip(seconds["CrossEncoder"], seconds[name], strict=True)]
-        print(f"  {name}: {spread([1000 * s for s in seconds[name]], 1)} ms, {spread(ratios, 1)} times faster")
+        print(f"  {name}: {turns.spread([1000 * s for s in seconds[name]], 1)} ms, {turns.spread(ratios, 1)} times faster")
 
 if "maxsim" in args.only:
     colbert, vectors = rankers["ColBERT"], stores["ColBERT"].vectors
@@ -118,15 +99,16 @@ if "maxsim" in args.only:
         flat = np.array(vectors.flat.numpy()).view(np.uint8).reshape(-1)
         words = torch.from_numpy(flat[:len(flat) // 8 * 8].view(np.int64))
         large = torch.randn(2048, 2048, device=args.device)
-        seconds = rounds({"maxsim": lambda: colbert._score_rows(query, none, vectors, rows, lambda _: None), "bytes": lambda: words.sum(), "products": lambda: large @ large})
+        limits_and_own = {"maxsim": lambda: colbert._score_rows(query, none, vectors, rows, lambda _: None), "bytes": lambda: words.sum(), "products": lambda: large @ large}
+        seconds = turns.rounds(limits_and_own, args.rounds, args.device)
     multiplied = vectors.flat.shape[0] * vectors.flat.shape[1] * int(query.lengths[0])
     limits = {"bytes": seconds["bytes"], "products": [s * multiplied / 2048 ** 3 for s in seconds["products"]]}
     slower = max(limits, key=lambda name: statistics.median(limits[name]))
-    milliseconds = {name: spread([1000 * s for s in values], 1) for name, values in {"maxsim": seconds["maxsim"], **limits}.items()}
+    milliseconds = {name: turns.spread([1000 * s for s in values], 1) for name, values in {"maxsim": seconds["maxsim"], **limits}.items()}
     count, width = vectors.flat.shape
     print(f"\nMaxSim of {len(documents)} texts, {count} vectors of {width}, with {int(query.lengths[0])} of the query: {milliseconds['maxsim']} ms; reading the bytes "
           f"{milliseconds['bytes']} ms, the products {milliseconds['products']} ms; "
-          f"{spread([a / b for a, b in zip(limits[slower], seconds['maxsim'], strict=True)])} of the slower limit ({slower})")
+          f"{turns.spread([a / b for a, b in zip(limits[slower], seconds['maxsim'], strict=True)])} of the slower limit ({slower})")
 
 if "indexing" in args.only:
     from pyterrier_dr import SBertBiEncoder
@@ -137,10 +119,10 @@ if "indexing" in args.only:
     held = [" ".join(text.split()[:n]) for text, n in zip(held, lengths, strict=True)]
     queries = held[:1000]
     queries = [" ".join(q.split()[:8]) for q in queries]
-    seconds = rounds({"ours": lambda: ours.encode_docs(held), "theirs": lambda: theirs.encode_docs(held)})
-    rates = {name: spread([len(held) / s for s in values], 0) for name, values in seconds.items()}
+    seconds = turns.rounds({"ours": lambda: ours.encode_docs(held), "theirs": lambda: theirs.encode_docs(held)}, args.rounds, args.device)
+    rates = {name: turns.spread([len(held) / s for s in values], 0) for name, values in seconds.items()}
     print(f"\nencode {len(held)} texts on {args.device}: {rates['ours']} a second, pyterrier_dr {rates['theirs']}: "
-          f"{spread([b / a for a, b in zip(seconds['ours'], seconds['theirs'], strict=True)])} times")
-    asked = rounds({"ours": lambda: ours.encode_queries(queries), "theirs": lambda: theirs.encode_queries(queries)})
-    print(f"encode {len(queries)} queries: {spread([b / a for a, b in zip(asked['ours'], asked['theirs'], strict=True)])} times; "
+          f"{turns.spread([b / a for a, b in zip(seconds['ours'], seconds['theirs'], strict=True)])} times")
+    asked = turns.rounds({"ours": lambda: ours.encode_queries(queries), "theirs": lambda: theirs.encode_queries(queries)}, args.rounds, args.device)
+    print(f"encode {len(queries)} queries: {turns.spread([b / a for a, b in zip(asked['ours'], asked['theirs'], strict=True)])} times; "
           f"largest difference of a value {np.abs(ours.encode_docs(held[:100]) - theirs.encode_docs(held[:100])).max():.1e}")

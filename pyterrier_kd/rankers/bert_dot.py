@@ -8,7 +8,7 @@ wherever that goes: ``(dense >> FlexIndex(path)).index(corpus)``, ``dense >> ind
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -123,16 +123,6 @@ class BertDot(TwoSided):
     def _vectors_a_text(self) -> int:
         return 1
 
-    @property
-    def width(self) -> int:
-        """The number of dimensions of a vector."""
-        return self.model.width
-
-    @property
-    def encoder(self) -> Any:
-        """The transformers encoder that both sides share."""
-        return self.model.encoder
-
     def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("query", "text"), {"special tokens": self.template.pieces, "query_length": self.query_length, "doc_length": self.doc_length,
                                    "query_prompt": self.query_prompt, "text_prompt": self.text_prompt}
@@ -204,10 +194,6 @@ class BertDot(TwoSided):
         assert isinstance(twin, BertDot)
         twin.represent = Memory(twin.represent, device)                                              # type: ignore[method-assign]
         return twin
-
-    def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> nn.Module:
-        small: nn.Module = self.model.shrunk(layers, hidden)
-        return small
 
     def _save_model(self, folder: Path) -> None:
         self.model.encoder.save_pretrained(folder)

@@ -165,16 +165,6 @@ class ColBERT(TwoSided):
         """Whether vectors have norm 1."""
         return len(self.model.steps) > 0 and isinstance(self.model.steps[-1], Normalize)
 
-    @property
-    def encoder(self) -> Any:
-        """The transformers encoder that both sides share."""
-        return self.model.encoder
-
-    @property
-    def width(self) -> int:
-        """The number of dimensions of a vector."""
-        return self.model.width
-
     def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("query", "text"), {"special tokens": tuple(template.pieces for template in self.templates.values()), **{key: getattr(self, key) for key in (
             "query_length", "doc_length", "query_prompt", "text_prompt", "expansion", "expand_before_end", "attend_expansion")}}
@@ -202,10 +192,6 @@ class ColBERT(TwoSided):
         return Vectors(vectors, counts), taps.layers(inputs["attention_mask"]) if taps is not None else None
 
     # ------------------------------------------------------------------ copies and folders
-
-    def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> nn.Module:
-        small: nn.Module = self.model.shrunk(layers, hidden)
-        return small
 
     def _save_model(self, folder: Path) -> None:
         self.encoder.save_pretrained(folder)

@@ -56,9 +56,18 @@ class TwoSided(Ranker):
         """The vectors of some rows of a token table, with gradients if the model is in training, and what the layers asked for did."""
 
     @property
-    @abstractmethod
+    def encoder(self) -> Any:
+        """The transformers encoder that both sides share."""
+        return self.model.encoder
+
+    @property
     def width(self) -> int:
         """The number of dimensions of a vector."""
+        return int(self.model.width)
+
+    def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
+        small: torch.nn.Module = self.model.shrunk(layers, hidden)
+        return small
 
     # ------------------------------------------------------------------ sides
 
