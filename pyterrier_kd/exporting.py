@@ -6,21 +6,29 @@ and only where it would score as this package does: a setting that it does not h
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import ExportError
+from .errors import ExportError, require_extra
 from .formats.checkpoints import atomic_folder
 from .formats.multi_vector import PUNCTUATION
 from .formats.sentence_transformers import Dense, Normalize
-from .rankers import ColBERT, Ranker
+from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
+from .rankers.base import takes_types
+from .rankers.first_token import HEADS, first_token_only
+from .rankers.heads import scores_of
 
+LARGE = 400_000_000     # parameters, of which an ONNX file (at most 2 GB) cannot hold more in float32; they then stand beside it
 BERT_BASE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 30522}     # what pyterrier_colbert builds, whatever a file says
 
 
@@ -30,13 +38,16 @@ def export(ranker: Ranker, path: str | Path, format: str) -> Path:
     Args:
         ranker: What is written.
         path: The folder or file.
-        format: "colbert-v2", a folder of colbert-ai; or "dnn", a file that pyterrier_colbert loads.
+        format: "colbert-v2", a folder of colbert-ai; "dnn", a file that pyterrier_colbert loads; or "onnx", a folder with ``model.onnx``, the tokenizer
+            and ``ranker.json``, which says what goes in and comes out: of a ``CrossEncoder`` scores (N,), of a ``BertDot`` vectors (N, H), of a
+            ``ColBERT`` vectors (N, T, H). Needs the extra ``onnx``.
 
     Returns:
         The path.
 
     Raises:
         ExportError: If that software could not score as this ranker does.
+        ImportError: If an extra is not installed.
         ValueError: If the format is unknown.
     """
     if format not in WRITERS:
@@ -101,4 +112,56 @@ def write_dnn(ranker: Ranker, path: Path) -> None:
     fresh.rename(path)
 
 
-WRITERS: dict[str, Callable[[Ranker, Path], None]] = {"colbert-v2": write_colbert_v2, "dnn": write_dnn}
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Within the block, a library says only what is an error."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+class Exported(nn.Module):
+    """What an ONNX file computes: the tensors of a batch in, scores or vectors out.
+
+    Args:
+        ranker: Whose model it is; a copy of it is run, in float32 and on the CPU.
+        names: Of the tensors, in order.
+    """
+
+    def __init__(self, ranker: Ranker, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = copy.deepcopy(ranker.model).cpu().float().eval(), names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """(N, T) each -> (N,), (N, H) or (N, T, H)."""
+        with first_token_only(self.model.base_model) if type(self.model).__name__ in HEADS else contextlib.nullcontext():
+            found = self.model(**dict(zip(self.names, tensors, strict=True)))
+        return found if isinstance(found, Tensor) else scores_of(found.logits)
+
+
+def write_onnx(ranker: Ranker, path: Path) -> None:
+    """A folder with ``model.onnx``, whose batch and length are free, the tokenizer's files, and ``ranker.json``."""
+    if not isinstance(ranker, CrossEncoder | BertDot | ColBERT):
+        raise ExportError(f"export(format='onnx') writes a CrossEncoder, BertDot or ColBERT, each of which is one network; this is {ranker!r}.")
+    for module in ("onnx", "onnxscript"):
+        require_extra(module, "onnx", "export(format='onnx')")
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if takes_types(ranker.encoder, ranker.tokenizer) else [])]
+    output = "scores" if isinstance(ranker, CrossEncoder) else "vectors"
+    batch = torch.ones(2, 7, dtype=torch.long)      # any; the first two ids of each row differ from padding
+    example = tuple(batch * (5 if name == "input_ids" else name == "attention_mask") for name in names)
+    with atomic_folder(path) as folder:
+        with quiet("torch.onnx"), torch.no_grad():
+            torch.onnx.export(Exported(ranker, names), example, folder / "model.onnx", input_names=names, output_names=[output], dynamo=True, verbose=False,
+                              external_data=ranker.cost().parameters > LARGE, dynamic_shapes=(tuple({0: "batch", 1: "tokens"} for _ in names),))
+        ranker.tokenizer.save_pretrained(folder)
+        told = {"ranker": type(ranker).__name__, "inputs": names, "output": output, **{k: v for k, v in ranker.settings().items() if k != "text_field"}}
+        (folder / "ranker.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+
+
+WRITERS: dict[str, Callable[[Ranker, Path], None]] = {"colbert-v2": write_colbert_v2, "dnn": write_dnn, "onnx": write_onnx}

@@ -358,6 +358,6 @@ def test_what_other_software_cannot_be_is_not_exported(tmp_path: Path) -> None:
                               ({"skip": ["tea"]}, "skip=\\(\\) or 'punctuation'"), ({"query_marker": ""}, "a marker on each side")):
         with pytest.raises(ExportError, match=f"lacks: {lacking}. Train one with preset='v1' or 'v2'"):
             kd.export(classic(**settings), tmp_path / "x", "colbert-v2")
-    with pytest.raises(ValueError, match=r"export\(format='tf'\) is unknown: it is one of 'colbert-v2', 'dnn'"):
+    with pytest.raises(ValueError, match=r"export\(format='tf'\) is unknown: it is one of 'colbert-v2', 'dnn', 'onnx'"):
         kd.export(make_colbert(), tmp_path / "x", "tf")
     assert not (tmp_path / "x").exists()

@@ -94,5 +94,6 @@ class Ragged:
         lengths = self.lengths[rows]
         places = np.arange(lengths.max())[None, :]                                           # (1, T)
         mask = torch.from_numpy(places < lengths[:, None])
-        index = torch.from_numpy(self.starts[rows][:, None] + np.minimum(places, lengths[:, None] - 1)).to(self.flat.device)
-        return Vectors(self.flat[index].to(device).float(), mask.to(device))
+        index = torch.from_numpy((self.starts[rows][:, None] + np.minimum(places, lengths[:, None] - 1)).ravel()).to(self.flat.device)
+        found = self.flat.index_select(0, index).to(device).float()      # on a CPU several times as fast as indexing
+        return Vectors(found.view(*mask.shape, -1), mask.to(device))
