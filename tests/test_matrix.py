@@ -1,5 +1,8 @@
-"""Every ranker with every loss: the loss falls, or the error says why the two cannot go together."""
+"""Every ranker with every loss: the loss falls and a store gives the student's scores, or the error says why the two cannot go together."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from conftest import make_colbert, make_cross, make_dot, make_frame, make_prettr, make_qrels, make_tk
 
@@ -27,7 +30,7 @@ def test_no_loss_is_left_out_of_the_matrix() -> None:
 
 @pytest.mark.parametrize("name", RANKERS)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_the_loss_falls_or_the_error_says_why(name: str, loss: losses.Loss) -> None:
+def test_the_loss_falls_or_the_error_says_why(name: str, loss: losses.Loss, tmp_path: Path) -> None:
     frame = make_frame(queries=8, texts=4)
     teacher = make_dot(seed=5, layers=4) if "in_batch" in loss.needs.teacher else make_cross(seed=5, layers=4)
     if loss.needs.teacher & LAYERWISE and not name.startswith("TK"):      # one that reads the same tokens at the same places
@@ -42,7 +45,14 @@ def test_the_loss_falls_or_the_error_says_why(name: str, loss: losses.Loss) -> N
         return
     history = distiller.fit(frame, make_qrels(frame)).history_
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    assert distiller.student_ != distiller.student
+    student = distiller.student_
+    assert student != distiller.student
+    if name.startswith("CrossEncoder"):
+        with pytest.raises(AttributeError, match="doc_encoder"):
+            student.doc_encoder()
+        return
+    store = (student.doc_encoder() >> kd.DocumentStore(tmp_path / "store", dtype="float32")).index(frame.drop_duplicates("docno").to_dict("records"))
+    assert np.allclose(store.scorer(student)(frame.drop(columns="text"))["score"], student(frame)["score"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_foreign_teacher_cannot_give_in_batch_scores() -> None:
