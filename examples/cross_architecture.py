@@ -1,6 +1,6 @@
 """The main table of arXiv:2010.02666 on any collection: five architectures, each without a teacher, with one, and with an ensemble.
 
-    python examples/cross_architecture.py --collection kd:pycode --seeds 0 1 2
+    python examples/cross_architecture.py --collection ../shared/data/medquad --also ../shared/data/nfcorpus --seeds 0 1 2
 
 Teachers are cross-encoders fine-tuned here from all-MiniLM-L6-v2; students have half of its layers (TK its word embeddings). BERT_CAT reads the
 texts of the candidates, all others rank from a store. Also prints what a query with 1,000 candidates costs, how many bytes a document takes, and
@@ -26,8 +26,9 @@ from pyterrier_kd import losses, strategies
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--collection", default="kd:pycode", help="a PyTerrier dataset, or a folder; see first_stage.py")
+parser.add_argument("--also", nargs="*", default=[], help="other collections, on which the same students are evaluated")
 parser.add_argument("--students", nargs="+", default=["BERT_CAT", "PreTT", "ColBERT", "BERT_DOT", "TK"])
-parser.add_argument("--loss", default="margin_mse", choices=["margin_mse", "mse", "weighted_ranknet"])
+parser.add_argument("--losses", nargs="+", default=["margin_mse"], choices=["margin_mse", "mse", "weighted_ranknet"], help="the first for all; others with one teacher")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--teachers", type=int, default=2, help="of the ensemble; the first is the single teacher")
 parser.add_argument("--queries", type=int, default=2000, help="training queries")
@@ -40,17 +41,15 @@ parser.add_argument("--depth", type=int, default=50, help="documents that are re
 parser.add_argument("--test-queries", type=int, default=200)
 parser.add_argument("--out", default="cross-architecture")
 args = parser.parse_args()
-out = first_stage.kept_folder(args, free=("seeds", "students"))
+out = first_stage.kept_folder(args, free=("seeds", "students", "losses", "also"))
 LOSSES = {"margin_mse": losses.MarginMSE(), "mse": losses.MSE(), "weighted_ranknet": losses.WeightedRankNet()}
 MEASURES = [RR @ 10, nDCG @ 10, AP]
 
 # 1. Candidates
-(train, train_qrels), (valid, valid_qrels), (test, qrels) = first_stage.topics_and_qrels(args.collection).values()
-test = test.sample(min(args.test_queries, len(test)), random_state=0)
-candidates, engine = first_stage.bm25(args.collection, args.depth)
-learning = (candidates % 20)(train.sample(min(args.queries, len(train)), random_state=0))
-checking = (candidates % 20)(valid.sample(min(60, len(valid)), random_state=0))
-ranking = candidates(test)
+(train, train_qrels), (valid, valid_qrels), _ = first_stage.topics_and_qrels(args.collection).values()
+candidates, engine = first_stage.bm25(args.collection, 20)
+learning = candidates(train.sample(min(args.queries, len(train)), random_state=0))
+checking = candidates(valid.sample(min(60, len(valid)), random_state=0))
 sizes = {"query_length": 32, "doc_length": args.max_length}
 
 
@@ -64,7 +63,7 @@ def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strateg
     return kd.load(folder)
 
 
-# 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in their heads and in what they were shown
+# 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in what they were shown
 fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False) + losses.HardLabels(), texts=8).with_settings(steps=args.teacher_steps, learning_rate=1e-4, batch_size=8)
 teachers = []
 for number in range(args.teachers):
@@ -82,89 +81,127 @@ starts = {
     "BERT_DOT": half,
     "TK": kd.TK.new(first_stage.minilm(), **sizes),
 }
-taught = {"none": None, "one": teachers[0], "ensemble": kd.Ensemble(teachers)}
+first = LOSSES[args.losses[0]]
+taught = {"none": (None, losses.RankNet()), "one": (teachers[0], first), "ensemble": (kd.Ensemble(teachers), first),
+          **{f"one, {name}": (teachers[0], LOSSES[name]) for name in args.losses[1:]}}
 students: dict[tuple[str, str], list[kd.Ranker]] = {}
 for seed in args.seeds:
     for architecture in args.students:
-        for by, teacher in taught.items():
-            loss = losses.RankNet() if teacher is None else LOSSES[args.loss]
-            # scores of cosines (ColBERT) and kernels (TK) start far smaller than a teacher's margins
+        for by, (teacher, loss) in taught.items():
+            # TK's kernels begin at random, unlike its word embeddings and all that is pre-trained
             rates = {r"\binteraction\.": 1e-2, r"\bmix\b": 1e-2} if architecture == "TK" else {}
             stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=8, sampler=kd.Sampler(texts=args.texts))
-            name = f"{architecture}-{by}" + ("" if teacher is None else f"-{args.loss}")
+            name = f"{architecture}-{by}".replace(", ", "-") + ("" if teacher is None or ", " in by else f"-{args.losses[0]}")
             students.setdefault((architecture, by), []).append(trained(name, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed))
 
-# 4. Rank the test candidates: from stores, where an architecture has them
-documents = list({d: {"docno": d, "text": t} for d, t in zip(ranking["docno"], ranking["text"], strict=True)}.values())
 
+# 4. A collection's test candidates, ranked from stores, where an architecture has them
+class Tested:
+    """A collection's test queries and candidates, and what was computed for them."""
 
-def scorer(model: kd.Ranker, folder: Path) -> tuple[pt.Transformer, float]:
-    """What scores candidates with a model, and the bytes of a stored document."""
-    if not isinstance(model, kd.BertDot | kd.ColBERT | kd.PreTTR | kd.TK):
-        return model, 0.0
-    store = kd.DocumentStore(folder)
-    if not folder.exists():
-        (model.doc_encoder() >> store).index(documents)
-    return store.scorer(model), store.bytes_a_document
+    def __init__(self, name: str) -> None:
+        self.name = name
+        test, self.qrels = first_stage.topics_and_qrels(name)["test"]
+        self.topics = test.sample(min(args.test_queries, len(test)), random_state=0)
+        best, self.engine = first_stage.bm25(name, args.depth)
+        self.ranking = best(self.topics)
+        self.documents = self.ranking[["docno", "text"]].drop_duplicates("docno").to_dict("records")
+        self.place = out / Path(name.replace(":", "-")).name
+        self.place.mkdir(exist_ok=True)
 
+    def stored(self, model: kd.Ranker, name: str, dtype: str = "float16") -> kd.DocumentStore:
+        """A model's vectors of the candidates."""
+        store = kd.DocumentStore(self.place / f"{name}.{dtype}.store")
+        return store if store.exists() else (model.doc_encoder() >> kd.DocumentStore(store.folder, dtype=dtype)).index(self.documents)
 
-def latency(system: pt.Transformer) -> float:
-    """Milliseconds for one query with 1,000 candidates, median of five."""
-    one = ranking.head(1)[["qid", "query"]].merge(pd.DataFrame(documents).head(1000), how="cross")
-    system(one)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+    def ranked(self, name: str, system: pt.Transformer) -> pd.DataFrame:
+        """The candidates by a system's scores, computed once."""
+        path = self.place / f"run-{name}.pkl"
+        if not path.exists():
+            system(self.ranking)[["qid", "query", "docno", "score"]].to_pickle(path)
+        return pt.model.add_ranks(pd.read_pickle(path))
+
+    def latency(self, system: pt.Transformer) -> float:
+        """Milliseconds for one query with 1,000 candidates, median of five."""
+        thousand = pd.DataFrame(self.documents * (1 + 1000 // len(self.documents))).head(1000)
+        one = self.ranking.head(1)[["qid", "query"]].merge(thousand, how="cross")
         system(one)
-        times.append(1000 * (time.perf_counter() - start) * 1000 / len(one))
-    return statistics.median(times)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            system(one)
+            times.append(1000 * (time.perf_counter() - start))
+        return statistics.median(times)
+
+    def experiment(self, runs: dict[str, pd.DataFrame], measures: list, **settings: object) -> pd.DataFrame:
+        """The measures of some runs."""
+        return pt.Experiment(list(runs.values()), self.topics, self.qrels, measures, names=list(runs), **settings)
 
 
-by_teachers = [teacher(ranking) for teacher in teachers]
-summed = ranking.assign(score=np.mean([run["score"].to_numpy() for run in by_teachers], axis=0))
-runs: dict[str, list[pd.DataFrame]] = {"BM25": [ranking], "teacher": [by_teachers[0]], "ensemble": [summed]}
-rows = []
-for (architecture, by), members in students.items():
-    systems = [scorer(model, out / f"{architecture}-{by}-{args.loss}-{seed}.store") for model, seed in zip(members, args.seeds, strict=True)]
-    name = f"{architecture}, {by}"
-    runs[name] = [system(ranking) for system, _ in systems]
-    rows.append({"name": name, "architecture": architecture, "teacher": by, "ms a query of 1,000": latency(systems[0][0]), "bytes a document": systems[0][1]})
-flat = {f"{name}@@{i}": pt.model.add_ranks(run.drop(columns="rank", errors="ignore").copy()) for name, members in runs.items() for i, run in enumerate(members)}
-values = pt.Experiment(list(flat.values()), test, qrels, MEASURES, names=list(flat), perquery=True)
-values = values.assign(seed=values["name"].str.rpartition("@@")[2], name=values["name"].str.partition("@@")[0])
-mean = values.groupby(["measure", "name", "qid"], as_index=False)["value"].mean().pivot(index="qid", columns=["measure", "name"], values="value")
-
-# 5. The table
-table = pd.DataFrame([{"name": name, **{str(m): mean[str(m)][name].mean() for m in MEASURES}} for name in runs]).merge(pd.DataFrame(rows), on="name", how="left")
-
-
-def p_value(name: str) -> float:
-    """Of a paired two-tailed t-test of nDCG@10 against the same student without a teacher."""
+def p_value(means: pd.DataFrame, name: str) -> float:
+    """Of a paired two-tailed t-test against the same student without a teacher."""
     other = f"{name.partition(', ')[0]}, none"
-    if other not in runs or name == other:
-        return float("nan")
-    return float(ttest_rel(mean["nDCG@10"][name], mean["nDCG@10"][other]).pvalue)
+    return float("nan") if other not in means.columns or name == other else float(ttest_rel(means[name], means[other]).pvalue)
 
 
-table["p against none"] = [p_value(name) for name in table["name"]]
-shown = table.drop(columns=["architecture", "teacher"])
-print(f"\n{args.collection}, {len(test)} test queries, {args.depth} documents re-ranked (BM25 by {engine}), {args.loss}; means of {len(args.seeds)} seed(s); p of nDCG@10\n"
-      + shown.to_string(index=False, float_format="%.4g", na_rep=""))
-by_seed = values[values["measure"] == "nDCG@10"].groupby(["name", "seed"])["value"].mean()
-for name in [n for n in runs if len(runs[n]) > 1]:
-    print(f"  {name}: nDCG@10 by seed {', '.join(f'{v:.4f}' for v in by_seed[name])}")
+def main_table(tested: Tested) -> pd.DataFrame:
+    """Prints and returns the measures of all students, with what they cost."""
+    by_teachers = [tested.ranked(f"teacher-{i}", teacher) for i, teacher in enumerate(teachers)]
+    pairs = pd.MultiIndex.from_frame(by_teachers[0][["qid", "docno"]])
+    summed = np.mean([run.set_index(["qid", "docno"])["score"].loc[pairs] for run in by_teachers], axis=0)
+    runs = {"BM25": [tested.ranking], "teacher": [by_teachers[0]], "ensemble": [pt.model.add_ranks(by_teachers[0].drop(columns="rank").assign(score=summed))]}
+    rows = []
+    for (architecture, by), members in students.items():
+        name, costs = f"{architecture}, {by}", {}
+        for model, seed in zip(members, args.seeds, strict=True):
+            folder = f"{architecture}-{by}-{args.losses[0]}-{seed}".replace(", ", "-")
+            store = tested.stored(model, folder) if isinstance(model, kd.BertDot | kd.ColBERT | kd.PreTTR | kd.TK) else None
+            system = store.scorer(model) if store is not None else model
+            runs.setdefault(name, []).append(tested.ranked(folder, system))
+            costs = costs or {"ms a query of 1,000": tested.latency(system), "bytes a document": store.bytes_a_document if store is not None else 0.0}
+        rows.append({"name": name, "architecture": architecture, "teacher": by, **costs})
+    values = tested.experiment({f"{name}@@{i}": run for name, members in runs.items() for i, run in enumerate(members)}, MEASURES, perquery=True)
+    values = values.assign(seed=values["name"].str.rpartition("@@")[2], name=values["name"].str.partition("@@")[0])
+    mean = values.groupby(["measure", "name", "qid"], as_index=False)["value"].mean().pivot(index="qid", columns=["measure", "name"], values="value")
+    table = pd.DataFrame([{"name": name, **{str(m): mean[str(m)][name].mean() for m in MEASURES}} for name in runs]).merge(pd.DataFrame(rows), on="name", how="left")
+    table["p against none"] = [p_value(mean["nDCG@10"], name) for name in table["name"]]
+    print(f"\n{tested.name}, {len(tested.topics)} test queries, {args.depth} documents re-ranked (BM25 by {tested.engine}), {args.losses[0]}; means of {len(args.seeds)} seed(s); "
+          "p of nDCG@10\n" + table.drop(columns=["architecture", "teacher"]).to_string(index=False, float_format="%.4g", na_rep=""))
+    by_seed = values[values["measure"] == "nDCG@10"].groupby(["name", "seed"])["value"].mean()
+    for name in [n for n in runs if len(runs[n]) > 1]:
+        print(f"  {name}: nDCG@10 by seed {', '.join(f'{v:.4f}' for v in by_seed[name])}")
+    (tested.place / "table.json").write_text(json.dumps(table.replace({np.nan: None}).to_dict("records"), indent=1))
+    return table
 
-# 6. Without BM25: all documents that candidates of any query named, by vectors alone
-recall = {"BM25": ranking}
-for architecture in [a for a in ("BERT_DOT", "ColBERT") if a in args.students]:
-    store = kd.DocumentStore(out / f"{architecture}-one-{args.loss}-{args.seeds[0]}.store")
-    model = students[architecture, "one"][0]
-    recall[f"{architecture}, one"] = store.retriever(model, 1000)(test)
-    recall[f"{architecture}, one, every document scored"] = store.retriever(model, 1000, exhaustive=True)(test)
-dense = pt.Experiment(list(recall.values()), test, qrels, [RR @ 10, nDCG @ 10, R @ 1000], names=list(recall))
-print(f"\nRetrieval among the {len(documents)} documents that are a candidate of any test query\n" + dense.to_string(index=False, float_format="%.4g"))
 
-# 7. The figure
+# 5. What a type of store costs, and retrieval without BM25 among all documents that are a candidate of any query
+def tables_of_stores(tested: Tested) -> None:
+    """Prints both."""
+    by_type, recall = {}, {"BM25": tested.ranking}
+    for architecture in [a for a in args.students if a != "BERT_CAT"]:
+        model, name = students[architecture, "one"][0], f"{architecture}-one-{args.losses[0]}-{args.seeds[0]}"
+        for dtype in ("float32", "float16", "int8"):
+            by_type[f"{architecture}, {dtype}"] = tested.ranked(f"{name}-{dtype}", tested.stored(model, name, dtype).scorer(model))
+        if architecture in ("BERT_DOT", "ColBERT"):
+            for label, exhaustive in (("", False), (", every document scored", True)):
+                recall[f"{architecture}, one{label}"] = tested.stored(model, name).retriever(model, 1000, exhaustive=exhaustive)(tested.topics)
+    if by_type:
+        print("\nnDCG@10 by type of store, one teacher, first seed\n" + tested.experiment(by_type, [nDCG @ 10]).to_string(index=False, float_format="%.4f"))
+    print(f"\nRetrieval among the {len(tested.documents)} documents that are a candidate of any test query\n"
+          + tested.experiment(recall, [RR @ 10, nDCG @ 10, R @ 1000]).to_string(index=False, float_format="%.4g"))
+    for name in [n for n in recall if n.endswith("scored")]:
+        every, found = (run[run["rank"] < 100] for run in (recall[name], recall[name.removesuffix(", every document scored")]))
+        print(f"  {name.partition(',')[0]}: {len(every.merge(found, on=['qid', 'docno'])) / len(every):.4f} of the best 100 of all documents are found")
+
+
+tables = {}
+for collection in (args.collection, *args.also):
+    tested = Tested(collection)
+    tables[collection] = main_table(tested)
+    tables_of_stores(tested)
+table = tables[args.collection]
+
+# 6. The figure
 figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
 for by, marker in {"none": "o", "one": "s", "ensemble": "^"}.items():
     points = table[table["teacher"] == by]
@@ -175,5 +212,4 @@ axes.axhline(table.loc[table["name"] == "BM25", "nDCG@10"].iloc[0], color="grey"
 axes.set(xscale="log", xlabel="ms for a query with 1,000 candidates", ylabel="nDCG@10", title=args.collection)
 axes.legend(fontsize=8)
 figure.savefig(out / "latency.png", dpi=120)
-(out / "table.json").write_text(json.dumps(table.replace({np.nan: None}).to_dict("records"), indent=1))
 print(f"\nsaved {out / 'latency.png'}")

@@ -1,7 +1,6 @@
 """``BertDot`` in pyterrier_dr's index: every retriever, scorer and graph walk gives what comparing with all documents gives."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
