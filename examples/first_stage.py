@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -44,8 +43,7 @@ def model(name: str, **settings: object) -> kd.Ranker:
 def topics_and_qrels(name: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """Topics and qrels for "train", "valid" and "test": a collection's own splits, or its topics split 60/20/20."""
     if Path(name).is_dir():
-        read = partial(pd.read_csv, sep="\t", names=["qid", "query"], dtype=str, quoting=3, keep_default_na=False)
-        return {s: (words(read(f"{name}/topics.{s}.tsv")), pt.io.read_qrels(f"{name}/qrels.{s}.trec")) for s in ("train", "valid", "test")}
+        return {s: (read_topics(f"{name}/topics.{s}.tsv"), pt.io.read_qrels(f"{name}/qrels.{s}.trec")) for s in ("train", "valid", "test")}
     if name.startswith("kd:"):
         dataset = pt.get_dataset(name)
         return {split: dataset.get_topicsqrels(split) for split in ("train", "valid", "test")}
@@ -63,6 +61,11 @@ def topics_and_qrels(name: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     topics, qrels = words(dataset.get_topics()).sample(frac=1, random_state=0), dataset.get_qrels()
     first, second = int(0.6 * len(topics)), int(0.8 * len(topics))
     return {"train": (topics[:first], qrels), "valid": (topics[first:second], qrels), "test": (topics[second:], qrels)}
+
+
+def read_topics(path: str) -> pd.DataFrame:
+    """The topics of a file with a query's number and words in each line."""
+    return words(pd.read_csv(path, sep="\t", names=["qid", "query"], dtype=str, quoting=3, keep_default_na=False))
 
 
 def words(topics: pd.DataFrame) -> pd.DataFrame:

@@ -156,6 +156,7 @@ class Architecture:
 
 
 LayerNumbers = Mapping[str, frozenset[int]]     # which layers of each layer-wise signal are wanted
+NO_LAYERS: LayerNumbers = {}
 
 
 @dataclass(frozen=True)

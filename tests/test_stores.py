@@ -15,7 +15,7 @@ from conftest import WORDS, make_colbert, make_dot, make_frame, make_tk
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError, StoreError
-from pyterrier_kd.stores import docnos, documents, files
+from pyterrier_kd.stores import docnos, files, indexing
 
 RANKERS = {"BertDot": make_dot, "ColBERT": make_colbert, "ColBERT, long vectors": lambda **k: make_colbert(preset="matchmaker", skip=["tea"], **k)}
 
@@ -94,7 +94,7 @@ def stopping(records: list[dict], after: int) -> object:
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PORTION", 4)
+    monkeypatch.setattr(indexing, "PORTION", 4)
     ranker, records = make_colbert(), corpus(frame)
     indexer = ranker.doc_encoder() >> kd.DocumentStore(tmp_path / "store")
     with pytest.raises(Stopped):
@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(frame: pd.DataFrame, tmp_path: P
 
 
 def test_what_was_begun_is_only_finished_with_the_same(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PORTION", 4)
+    monkeypatch.setattr(indexing, "PORTION", 4)
     ranker, records = make_colbert(), corpus(frame)
     store = kd.DocumentStore(tmp_path / "store")
     with pytest.raises(Stopped):
@@ -135,7 +135,7 @@ def test_what_was_begun_is_only_finished_with_the_same(frame: pd.DataFrame, tmp_
 
 
 def test_an_equal_ranker_from_elsewhere_goes_on(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PORTION", 4)
+    monkeypatch.setattr(indexing, "PORTION", 4)
     with pytest.raises(Stopped):
         kd.DocumentStore(tmp_path / "store").indexer(make_colbert()).index(stopping(corpus(frame), 10))
     make_colbert().save(tmp_path / "colbert")
@@ -145,7 +145,7 @@ def test_an_equal_ranker_from_elsewhere_goes_on(frame: pd.DataFrame, tmp_path: P
 
 
 def test_a_stopped_overwriting_goes_on_and_the_old_store_stays_until_then(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PORTION", 4)
+    monkeypatch.setattr(indexing, "PORTION", 4)
     ranker, records = make_colbert(), corpus(frame)
     store = make_store(ranker, tmp_path / "store", frame.head(3), dtype="int8")
     with pytest.raises(Stopped):
@@ -185,7 +185,7 @@ def test_a_run_killed_while_its_store_takes_its_place_loses_nothing(overwrite: b
 
 
 def test_an_unfinished_store_that_is_damaged_is_refused(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PORTION", 4)
+    monkeypatch.setattr(indexing, "PORTION", 4)
     with pytest.raises(Stopped):
         kd.DocumentStore(tmp_path / "store").indexer(make_colbert()).index(stopping(corpus(frame), 10))
     os.truncate(tmp_path / ".store.unfinished" / "vectors.bin", 7)
@@ -199,7 +199,7 @@ def test_a_full_disk_loses_nothing(frame: pd.DataFrame, tmp_path: Path) -> None:
 import resource, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_stores import *
-documents.PORTION = 4
+indexing.PORTION = 4
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 try:

@@ -25,14 +25,12 @@ from .. import scoring
 from ..errors import DataError
 from ..formats.checkpoints import model_limit
 from ..frames import TextFields, explained, fields_of, require_strings, row_texts
-from ..signals import Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
+from ..signals import NO_LAYERS, Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
 from ..tokens import Template, TokenTable, assemble, tokenise, tokenizer_fingerprint
 from .cost import Cost, cost_of
 from .saved import Saved
 from .shrink import kinds_of
 from .taps import listening
-
-NO_LAYERS: LayerNumbers = {}
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
 from ..frames import TextFields, explained, fields_of, row_texts
-from ..signals import LayerNumbers, Layers
+from ..signals import NO_LAYERS, LayerNumbers, Layers
 from ..tokens import Template, TokenTable, assemble
-from .base import NO_LAYERS, require_tokenizer, takes_types
+from .base import require_tokenizer, takes_types
 from .saved import stored_metadata
 from .side_models import DotModel
 from .taps import listening, reach

@@ -22,9 +22,9 @@ from .. import scoring
 from ..errors import CheckpointError
 from ..formats.checkpoints import load_tokenizer, model_limit
 from ..frames import TextFields
-from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
+from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
-from .base import NO_LAYERS, Ranker, Tokens, require_tokenizer, takes_types
+from .base import Ranker, Tokens, require_tokenizer, takes_types
 from .first_token import HEADS, first_token_only
 from .heads import load_classifier, save_classifier, scores_of, shrunk_classifier
 from .saved import stored_metadata

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .. import scoring
-from ..signals import LAYERWISE, Batch, LayerNumbers, Layers, Signals
+from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import TokenTable, tokenise
-from .base import NO_LAYERS, Ranker, Tokens
+from .base import Ranker, Tokens
 from .side import OneSide
 from .vectors import Held, Ragged, Vectors
 

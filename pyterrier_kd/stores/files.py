@@ -26,6 +26,7 @@ from ..formats.checkpoints import METADATA, read_json, write_json
 from ..rankers.vectors import Ragged, Vectors
 from . import docnos
 
+VERSION = 1
 VECTORS, SCALES, COUNTS, NAMES, STARTS, PROGRESS = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "progress.json"
 GROWING = (VECTORS, SCALES, COUNTS, NAMES)
 TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}

@@ -1,0 +1,73 @@
+"""Re-ranking documents by their vectors in a store: what a two-sided ranker does with a frame, without the frame's texts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from ..errors import DataError, some
+from ..frames import explained, require_strings
+from ..rankers import TwoSided
+
+
+class StoreScorer(pt.Transformer):
+    """Re-ranks documents by their vectors in a store; see ``DocumentStore.scorer``."""
+
+    schematic: ClassVar[dict[str, Any]] = {"label": "Store scorer", "help_url": None}
+
+    def __init__(self, store: Any, ranker: TwoSided, missing: Literal["error", "text"]) -> None:
+        if missing not in ("error", "text"):
+            raise ValueError(f"scorer(missing={missing!r}) is unknown: it is 'error' or 'text'.")
+        self.stamp = store.require(ranker)
+        self.store, self.ranker, self.missing = store, ranker, missing
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """The same rows in the same order, with ``score`` and ``rank`` set.
+
+        Args:
+            inp: A frame with ``qid``, ``query`` and ``docno``.
+
+        Raises:
+            DataError: If documents are not in the store and ``missing`` is "error".
+        """
+        with explained(self, inp, ["query"]):
+            pt.validate.result_frame(inp, extra_columns=["query"], context=self)
+        if self.store.facts["encoder"] != self.stamp:
+            self.store.require(self.ranker)
+        out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
+        if not len(out):
+            return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
+        require_strings(out, "query", self)
+        docs, names = pd.factorize(out["docno"].astype(str))
+        rows = self.store.docnos.rows(list(names))[docs]
+        lost = rows < 0
+        if lost.any() and self.missing == "error":
+            unknown = names[np.unique(docs[lost])]
+            raise DataError(f"{self!r}: {len(unknown)} of {len(names)} documents are not in the store: {some(sorted(unknown))}. Index them, or pass "
+                            "missing='text' to encode their texts.")
+        ranker = self.ranker
+        unstored, texts = ranker._checked(inp.reset_index(drop=True)[lost]) if lost.any() else (out.head(0), [])
+        codes, queries = pd.factorize(out["query"])
+        scores = np.empty(len(out), dtype=np.float32)
+        with ranker._inference(), pt.tqdm(total=len(out), desc=type(ranker).__name__, unit="pair", disable=not ranker.verbose) as bar:
+            prepared = ranker._prepare_queries(list(queries))
+            scores[~lost] = ranker._score_rows(prepared, codes[~lost], self.store.vectors, rows[~lost], bar.update)
+        if len(unstored):
+            scores[lost] = ranker.score(unstored["query"].tolist(), texts)
+        return pt.model.add_ranks(out.assign(score=ranker._finite(scores).astype("float64")))
+
+    def __eq__(self, other: object) -> bool:
+        return (self.store, self.ranker, self.missing) == (other.store, other.ranker, other.missing) if isinstance(other, StoreScorer) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.store, self.ranker, self.missing))
+
+    def __repr__(self) -> str:
+        return f"{self.store!r}.scorer({self.ranker!r})"
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """None: the ranker is only asked for queries."""
+        return {}

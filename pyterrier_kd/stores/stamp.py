@@ -1,0 +1,23 @@
+"""What a store's vectors depend on: the ranker, its weights and tokenizer, and the settings that concern texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ..rankers import TwoSided
+from ..tokens import tokenizer_fingerprint
+
+QUERY_SETTINGS = frozenset({"query_prompt", "query_length", "query_marker", "expansion", "expand_before_end", "attend_expansion", "scale"})
+
+
+def text_settings(ranker: TwoSided) -> dict[str, Any]:
+    """The settings on which a ranker's vectors of texts depend."""
+    return {**{k: v for k, v in ranker.settings().items() if k not in QUERY_SETTINGS}, "dtype": str(ranker.dtype or "float32")}
+
+
+def text_fingerprint(ranker: TwoSided) -> str:
+    """16 hexadecimal digits for all on which a ranker's vectors of texts depend."""
+    told = json.dumps([type(ranker).__name__, ranker.fingerprint(), tokenizer_fingerprint(ranker.tokenizer), text_settings(ranker)], sort_keys=True)
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
