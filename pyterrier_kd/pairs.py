@@ -131,14 +131,15 @@ def lines_of(path: Path) -> Iterator[pd.DataFrame]:
         raise DataError(f"{path}: a line has {len(first.split())} columns instead of 5 (pos_score neg_score qid pos_docno neg_docno): {first[:80]!r}")
     done = 0
     try:
-        for chunk in pd.read_csv(path, sep=r"\s+" if "\t" not in first else "\t", header=None, names=COLUMNS, dtype=str, chunksize=LINES, quoting=3, keep_default_na=False):
-            scores = chunk[COLUMNS[:2]].apply(pd.to_numeric, errors="coerce").astype("float32")
-            bad = ~np.isfinite(scores.to_numpy()).all(1) | (chunk[COLUMNS[2:]] == "").any(axis=1).to_numpy()
-            if bad.any():
-                line = int(np.flatnonzero(bad)[0])
-                raise DataError(f"{path}, line {done + line + 1}: not two scores and three ids: {' '.join(map(str, chunk.iloc[line]))[:80]!r}")
-            yield chunk.assign(**scores)
-            done += len(chunk)
+        with pd.read_csv(path, sep=r"\s+" if "\t" not in first else "\t", header=None, names=COLUMNS, dtype=str, chunksize=LINES, quoting=3, keep_default_na=False) as chunks:
+            for chunk in chunks:
+                scores = chunk[COLUMNS[:2]].apply(pd.to_numeric, errors="coerce").astype("float32")
+                bad = ~np.isfinite(scores.to_numpy()).all(1) | (chunk[COLUMNS[2:]] == "").any(axis=1).to_numpy()
+                if bad.any():
+                    line = int(np.flatnonzero(bad)[0])
+                    raise DataError(f"{path}, line {done + line + 1}: not two scores and three ids: {' '.join(map(str, chunk.iloc[line]))[:80]!r}")
+                yield chunk.assign(**scores)
+                done += len(chunk)
     except pd.errors.ParserError as error:
         raise DataError(f"{path}: {error}") from error
 

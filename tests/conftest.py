@@ -3,6 +3,7 @@
 Run: make test (or pytest; slower tests with pytest -m slow, those for a GPU with pytest -m gpu).
 """
 
+import itertools
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +16,7 @@ import torch
 import transformers
 
 import pyterrier_kd as kd
+from pyterrier_kd.training import Training
 
 WORDS = ["apple", "bread", "cheese", "dates", "egg", "fig", "grape", "honey", "ice", "jam", "kiwi", "lemon", "mango", "nut", "olive", "pear", "quince", "rice", "salt", "tea", "how", "what", "where", "is", "the", "of", "a", "in", "to", "find", "cook", "eat", "sort", "list", "file", "read"]
 torch.set_num_threads(1)        # tiny models are slower with more
@@ -86,6 +88,22 @@ def make_qrels(frame: pd.DataFrame, each: int = 1) -> pd.DataFrame:
     """The last candidates of every query are relevant."""
     last = frame.groupby("qid").tail(each)
     return pd.DataFrame({"qid": last["qid"], "docno": last["docno"], "label": 1}).reset_index(drop=True)
+
+
+class Stop(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+def stopping_after(monkeypatch: pytest.MonkeyPatch, steps: int, error: type[BaseException] = Stop) -> None:
+    """From here on, training is killed after so many optimiser steps in all."""
+    original, done = Training._step, itertools.count()
+
+    def limited(self: Training) -> object:
+        if next(done) >= steps:
+            raise error
+        return original(self)
+
+    monkeypatch.setattr(Training, "_step", limited)
 
 
 @pytest.fixture(autouse=True)

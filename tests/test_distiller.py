@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 import torch
-from conftest import make_cross, make_dot, make_frame, make_qrels
+from conftest import Stop, make_cross, make_dot, make_frame, make_qrels, stopping_after
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses, training
@@ -427,21 +427,6 @@ def test_parts_of_a_step_add_up_to_the_step(frame) -> None:
 
 
 # ---------------------------------------------------------------------- stopping and going on
-
-
-class Stop(Exception):
-    """Stands for a kill: nothing after it runs."""
-
-
-def stopping_after(monkeypatch, step: int, error: type[BaseException]) -> None:
-    original = training.Training._step
-
-    def limited(self):
-        if self.done >= step:
-            raise error
-        return original(self)
-
-    monkeypatch.setattr(training.Training, "_step", limited)
 
 
 @pytest.mark.parametrize("dropout", [None, 0.0])

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from conftest import WORDS, make_colbert, make_cross, make_dot
+from conftest import WORDS, Stop, make_colbert, make_cross, make_dot, stopping_after
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses, pairs
 from pyterrier_kd.errors import DataError
-from pyterrier_kd.training import Training
 
 QUERIES = {f"q{i}": f"how to find {WORDS[i]}" for i in range(8)}
 TEXTS = {f"d{i}": " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 8)) for i in range(40)}
@@ -85,22 +84,13 @@ def test_a_stopped_training_on_pairs_goes_on(tmp_path: Path, monkeypatch: pytest
     read = pairs.from_score_file(score_file(tmp_path / "scores.tsv"), QUERIES, TEXTS)
     settings = {"loss": losses.MarginMSE(), "steps": 4, "batch_size": 4, "dropout": 0, "verbose": False, "validate_every": 2}
     whole = kd.Distiller(make_colbert(), **settings).fit(read)
-    training, steps = kd.Distiller(make_colbert(), checkpoint=tmp_path / "kept", **settings), []
-    step = Training._step
-
-    def stopped(self: Training) -> object:
-        steps.append(1)
-        if len(steps) == 4:
-            raise RuntimeError("killed")
-        return step(self)
-
-    monkeypatch.setattr(Training, "_step", stopped)
-    with pytest.raises(RuntimeError, match="killed"):
-        training.fit(read)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 3)
+        with pytest.raises(Stop):
+            kd.Distiller(make_colbert(), checkpoint=tmp_path / "kept", **settings).fit(read)
+    stopping_after(monkeypatch, 2)          # it needs no more than those that were lost
     again = kd.Distiller(make_colbert(), checkpoint=tmp_path / "kept", **settings).fit(read)
     assert again.student_.fingerprint() == whole.student_.fingerprint()
-    assert len(steps) == 4
     with pytest.raises(ValueError, match="pairs have labels of their own, and one text a document"):
         kd.Distiller(make_dot(), **settings).fit(read, pd.DataFrame({"qid": [], "docno": [], "label": []}))
 

@@ -8,14 +8,13 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import WORDS, make_colbert, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer
+from conftest import WORDS, Stop, make_colbert, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer, stopping_after
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses, strategies
 from pyterrier_kd.corpus import Corpus
 from pyterrier_kd.errors import CheckpointError, DataError, LayerMismatch, MissingSignal, TeacherError
 from pyterrier_kd.rankers.shrink import parsed_shape
-from pyterrier_kd.training import Training
 
 FRAME = make_frame()
 QRELS = make_qrels(FRAME)
@@ -119,18 +118,10 @@ def test_a_stage_mines_its_candidates_with_the_student_as_it_then_is(frame, qrel
     assert (found["text"] == found["docno"].map({d["docno"]: d["text"] for d in corpus})).all()
     assert kd.Mined(lambda: iter(corpus), topics, depth=2, first=1)(whole.student_)["rank"].tolist() == [1, 2] * 6
     # killed in the mined stage, it goes on with the same candidates
-    steps, step = [], Training._step
-
-    def stopped(self: Training) -> object:
-        steps.append(1)
-        if len(steps) == 8:
-            raise RuntimeError("killed")
-        return step(self)
-
-    monkeypatch.setattr(Training, "_step", stopped)
-    with pytest.raises(RuntimeError, match="killed"):
-        kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
-    monkeypatch.setattr(Training, "_step", step)
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 7)
+        with pytest.raises(Stop):
+            kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
     again = kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
     assert len(seen) == 2
     assert again.student_.fingerprint() == whole.student_.fingerprint()
