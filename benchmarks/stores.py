@@ -95,7 +95,7 @@ if "maxsim" in args.only:
     colbert, vectors = rankers["ColBERT"], stores["ColBERT"].vectors
     with colbert._inference():
         query = colbert._prepare_queries([QUERY])
-        rows, none = np.arange(len(documents)), np.zeros(len(documents), dtype=np.int64)
+        rows, none = np.random.default_rng(0).permutation(len(documents)), np.zeros(len(documents), dtype=np.int64)
         flat = np.array(vectors.flat.numpy()).view(np.uint8).reshape(-1)
         words = torch.from_numpy(flat[:len(flat) // 8 * 8].view(np.int64))
         large = torch.randn(2048, 2048, device=args.device)
