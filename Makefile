@@ -22,6 +22,7 @@ bench: $(VENV)/made
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/layerwise.py
 	$(BIN)/python benchmarks/documents.py
+	$(BIN)/python benchmarks/stores.py
 
 check: $(VENV)/made
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"

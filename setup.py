@@ -28,7 +28,7 @@ setup(
     package_data={"pyterrier_kd": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
-        "accelerate>=1.10", "ir_datasets>=0.5.9", "ir_measures>=0.3.7", "numpy>=1.26", "pandas>=2.2", "pyterrier>=1.1",
+        "accelerate>=1.10", "filelock>=3.12", "ir_datasets>=0.5.9", "ir_measures>=0.3.7", "numpy>=1.26", "pandas>=2.2", "pyterrier>=1.1",
         "safetensors>=0.4.3", "torch>=2.5", "transformers>=5.0",
     ],
     extras_require={

@@ -12,8 +12,10 @@ Contestants take turns; medians with the least and the most, ratios round by rou
 """
 
 import argparse
+import atexit
 import gzip
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -74,6 +76,7 @@ rankers = {
     "TK": kd.TK.new(minilm, device=args.device, **sizes),
 }
 folder = Path(tempfile.mkdtemp(prefix="kd-stores-"))
+atexit.register(shutil.rmtree, folder, ignore_errors=True)
 stores = {}
 if args.only != "indexing":
     for name, ranker in rankers.items():

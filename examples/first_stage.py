@@ -7,6 +7,7 @@ BM25 is Terrier's where Java is found and PISA's where it is not; both index the
 """
 
 import argparse
+import atexit
 import gzip
 import importlib.util
 import json
@@ -100,6 +101,7 @@ def bm25(name: str, depth: int) -> tuple[pt.Transformer, str]:
     texts = corpus(name)
     words = ({"docno": docno, "text": kd.datasets.identifiers_split(text)} for docno, text in texts.items())
     folder = tempfile.mkdtemp(prefix="kd-index-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if shutil.which("java") or os.environ.get("JAVA_HOME"):
         indexer = pt.terrier.IterDictIndexer(folder, overwrite=True, meta={"docno": max(map(len, texts)) + 1})
         retriever, engine = pt.terrier.Retriever(indexer.index(words), wmodel="BM25", num_results=depth), "Terrier"

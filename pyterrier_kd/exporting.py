@@ -47,6 +47,7 @@ def export(ranker: Ranker, path: str | Path, format: str) -> Path:
 
     Raises:
         ExportError: If that software could not score as this ranker does.
+        FileExistsError: If there are other files in the folder, or a folder where a file is to be.
         ImportError: If an extra is not installed.
         ValueError: If the format is unknown.
     """
@@ -79,7 +80,7 @@ def write_colbert_v2(ranker: Ranker, path: Path) -> None:
     """A folder of colbert-ai: the weights of its ``HF_ColBERT``, and ``artifact.metadata``."""
     colbert, weight = require_classic(ranker, "colbert-v2")
     prefix = colbert.encoder.base_model_prefix
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, replaces="artifact.metadata") as folder:
         colbert.encoder.save_pretrained(folder)
         colbert.tokenizer.save_pretrained(folder)
         weights = {f"{prefix}.{name}": value.contiguous() for name, value in colbert.encoder.state_dict().items()}
@@ -100,15 +101,17 @@ def write_dnn(ranker: Ranker, path: Path) -> None:
     if config.model_type != "bert" or found != BERT_BASE:
         raise ExportError(f"pyterrier_colbert builds bert-base-uncased for every .dnn file and would leave out silently what does not fit; this is a {config.model_type} "
                           f"of {found}, not of {BERT_BASE}.")
-    settings = {"query_length": colbert.query_length, "doc_length": colbert.doc_length, "width": colbert.width, "query_marker": colbert.query_marker,
+    settings = {"query_length": colbert.query_length, "doc_length": colbert.doc_length, "width": colbert.width, "skip": colbert.skip, "query_marker": colbert.query_marker,
                 "text_marker": colbert.text_marker, "attend_expansion": colbert.attend_expansion}
-    fixed = {"query_length": 32, "doc_length": 180, "width": 128, "query_marker": "[unused0]", "text_marker": "[unused1]", "attend_expansion": False}
+    fixed = {"query_length": 32, "doc_length": 180, "width": 128, "skip": (), "query_marker": "[unused0]", "text_marker": "[unused1]", "attend_expansion": False}
     if settings != fixed:
         raise ExportError(f"pyterrier_colbert scores with {fixed}; this ranker has {({k: v for k, v in settings.items() if v != fixed[k]})}.")
     weights = {f"bert.{name}": value.detach().cpu() for name, value in colbert.encoder.state_dict().items() if not name.endswith("position_ids")}
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; a .dnn is a file.")
     fresh = path.with_name(f".{path.name}.new")
     torch.save({"epoch": 0, "batch": 0, "model_state_dict": {**weights, "linear.weight": weight}, "optimizer_state_dict": {},
-                "arguments": {"dim": colbert.width, "similarity": "cosine", "mask_punctuation": bool(colbert.skip), "query_maxlen": 32, "doc_maxlen": 180}}, fresh)
+                "arguments": {"dim": colbert.width, "similarity": "cosine", "mask_punctuation": False, "query_maxlen": 32, "doc_maxlen": 180}}, fresh)
     fresh.rename(path)
 
 
@@ -155,10 +158,10 @@ def write_onnx(ranker: Ranker, path: Path) -> None:
     output = "scores" if isinstance(ranker, CrossEncoder) else "vectors"
     batch = torch.ones(2, 7, dtype=torch.long)      # any; the first two ids of each row differ from padding
     example = tuple(batch * (5 if name == "input_ids" else name == "attention_mask") for name in names)
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, replaces="ranker.json") as folder:
         with quiet("torch.onnx"), torch.no_grad():
             torch.onnx.export(Exported(ranker, names), example, folder / "model.onnx", input_names=names, output_names=[output], dynamo=True, verbose=False,
-                              external_data=ranker.cost().parameters > LARGE, dynamic_shapes=(tuple({0: "batch", 1: "tokens"} for _ in names),))
+                              external_data=sum(p.numel() for p in ranker.model.parameters()) > LARGE, dynamic_shapes=(tuple({0: "batch", 1: "tokens"} for _ in names),))
         ranker.tokenizer.save_pretrained(folder)
         told = {"ranker": type(ranker).__name__, "inputs": names, "output": output, **{k: v for k, v in ranker.settings().items() if k != "text_field"}}
         (folder / "ranker.json").write_text(json.dumps(told, indent=2), encoding="utf-8")

@@ -15,6 +15,7 @@ import pandas as pd
 from .errors import DataError
 from .frames import fields_of
 from .rankers import TwoSided
+from .rankers.interactions import Dot, MaxSim
 from .stores import DocumentStore
 
 
@@ -36,7 +37,8 @@ class Mined:
                  depth: int = 100, first: int = 0) -> None:
         if not callable(corpus) and iter(corpus) is corpus:
             raise DataError(f"Mined reads the corpus once for each stage, but {type(corpus).__name__} can be read only once: pass a list, or the function that makes it.")
-        self.corpus, self.topics, self.qrels, self.depth, self.first = corpus, topics, qrels, depth, first
+        self.corpus, self.topics, self.depth, self.first = corpus, topics.assign(qid=topics["qid"].astype(str)), depth, first
+        self.qrels = None if qrels is None else qrels.assign(qid=qrels["qid"].astype(str), docno=qrels["docno"].astype(str))
 
     def __call__(self, student: Any) -> pd.DataFrame:
         """The candidates: ``qid``, ``query``, ``docno``, ``score``, ``rank`` and the text fields.
@@ -44,7 +46,7 @@ class Mined:
         Raises:
             DataError: If the student does not retrieve.
         """
-        if not isinstance(student, TwoSided):
+        if not isinstance(student, TwoSided) or not isinstance(student.model.interaction, Dot | MaxSim):
             raise DataError(f"{self!r} retrieves with the student, which must be a BertDot or a ColBERT; {student!r} cannot. Write a function that makes candidates of it.")
         fields = fields_of(student.text_field)
         with tempfile.TemporaryDirectory(prefix="kd-mined-") as folder:

@@ -140,7 +140,7 @@ def lines_of(path: Path) -> Iterator[pd.DataFrame]:
                     raise DataError(f"{path}, line {done + line + 1}: not two scores and three ids: {' '.join(map(str, chunk.iloc[line]))[:80]!r}")
                 yield chunk.assign(**scores)
                 done += len(chunk)
-    except pd.errors.ParserError as error:
+    except (pd.errors.ParserError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}") from error
 
 
@@ -196,7 +196,7 @@ def queries_of(source: str | pd.DataFrame | Mapping[str, str]) -> Callable[[list
     held: Mapping[str, str] = source
 
     def queries(qids: list[str]) -> list[str]:
-        lacking = [q for q in qids if q not in held]
+        lacking = [q for q in qids if not isinstance(held.get(q), str)]
         if lacking:
             raise DataError(f"{len(lacking)} of {len(qids)} qids have no query among {len(held)}: {some(lacking)}. Are these the topics of the pairs?")
         return [held[q] for q in qids]

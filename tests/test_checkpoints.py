@@ -198,7 +198,7 @@ def test_pickled_weights_are_read_without_running_code(tmp_path) -> None:
     ranker.save(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     torch.save(ranker.model.state_dict(), tmp_path / "m" / "pytorch_model.bin")
-    assert weights_fingerprint(kd.load(tmp_path / "m", device="cpu").model) == ranker.fingerprint()
+    assert kd.load(tmp_path / "m", device="cpu").fingerprint() == ranker.fingerprint()
 
     class Evil:
         def __reduce__(self):
@@ -285,8 +285,10 @@ def test_a_disk_that_is_really_full(tmp_path) -> None:
 def test_a_folder_with_other_files_is_not_replaced(tmp_path) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"is a folder with other files \('thesis.tex'\), which save would replace: pass a new folder."):
+    with pytest.raises(FileExistsError, match=r"is a folder with other files \('thesis.tex'\), which would be lost: pass a new folder."):
         make_cross().save(tmp_path / "project")
+    with pytest.raises(FileExistsError, match=r"is a file, which would be lost: pass a new folder."):
+        make_cross().save(tmp_path / "project" / "thesis.tex")
     assert (tmp_path / "project" / "thesis.tex").read_text() == "years of work"
 
 

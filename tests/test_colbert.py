@@ -341,6 +341,8 @@ def test_dnn_files_are_written_for_bert_base_alone(frame: pd.DataFrame, tmp_path
     monkeypatch.setattr(exporting, "BERT_BASE", {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": config.vocab_size})
     with pytest.raises(ExportError, match=r"pyterrier_colbert scores with .*; this ranker has {'doc_length': 64}"):
         kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    with pytest.raises(ExportError, match=r"pyterrier_colbert scores with .*; this ranker has .*'skip': \('!'"):
+        kd.export(classic(dim=128, query_length=32, preset="v2"), tmp_path / "x.dnn", "dnn")
     ranker.doc_length = 180
     kd.export(ranker, tmp_path / "x.dnn", "dnn")
     held = torch.load(tmp_path / "x.dnn", weights_only=True)
@@ -349,6 +351,20 @@ def test_dnn_files_are_written_for_bert_base_alone(frame: pd.DataFrame, tmp_path
     monkeypatch.setattr(bare_weights, "HEAD_SIZE", 8)
     again = kd.ColBERT(tmp_path / "x.dnn", ranker.tokenizer, device="cpu")
     assert np.allclose(again(frame)["score"], ranker(frame)["score"], atol=1e-5)
+
+
+def test_a_text_whose_every_token_is_skipped_still_has_a_vector() -> None:
+    ranker = make_colbert(skip=["[CLS]", "[SEP]", "[D]", ".", "tea"])
+    assert [len(vectors) for vectors in ranker.encode_docs(["", ".", "tea jam"])] == [1, 1, 1]
+    assert np.isfinite(ranker.score(["jam"] * 3, ["", ".", "tea jam"])).all()
+    assert np.isfinite(ranker.score(["jam"], ["."])).all()
+
+
+def test_mask_tokens_before_the_end_are_not_for_sentence_transformers(frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make_colbert(expand_before_end=True)
+    ranker.save(tmp_path / "colbert")
+    assert not (tmp_path / "colbert" / "modules.json").exists()
+    assert np.allclose(kd.load(tmp_path / "colbert", device="cpu")(frame)["score"], ranker(frame)["score"], atol=1e-6)
 
 
 def test_what_other_software_cannot_be_is_not_exported(tmp_path: Path) -> None:

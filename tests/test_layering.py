@@ -25,7 +25,7 @@ WITHIN = {
     "losses": ["base", "layer_maps", "pointwise", "pairwise", "listwise", "contrastive", "layerwise"],
     "rankers": ["shrink", "cost", "first_token", "taps", "vectors", "heads", "interactions", "side_models", "split_model", "side", "saved", "base", "two_sided", "cross_encoder", "bert_dot", "colbert", "prettr", "tk"],
     "passages": ["aggregate", "cutting", "fused", "split"],
-    "stores": ["docnos", "files", "stamp", "indexing", "reranking", "retrieval", "documents"],
+    "stores": ["docnos", "files", "stamp", "indexing", "reranking", "neighbours", "retrieval", "documents"],
     "datasets": ["functions", "pycode", "provider"],
 }
 SIBLINGS = {"losses": {"pointwise", "pairwise", "listwise", "contrastive", "layerwise"}, "rankers": {"cross_encoder", "bert_dot", "colbert", "prettr", "tk"}}

@@ -65,6 +65,16 @@ def test_what_is_not_one_network_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_other_files_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for path, message in ((tmp_path, "is a folder with other files"), (tmp_path / "thesis.txt", "is a file")):
+        with pytest.raises(FileExistsError, match=message):
+            kd.export(make_cross(), path, "onnx")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    kd.export(make_dot(), tmp_path / "onnx", "onnx")
+    kd.export(make_dot(seed=1), tmp_path / "onnx", "onnx")          # what export wrote, it may replace
+
+
 def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.modules["onnxscript"] = None; sys.path.insert(0, {str(Path(__file__).parent)!r})

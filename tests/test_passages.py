@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from conftest import WORDS, make_cross, make_dot, make_frame, make_tokenizer
+from conftest import WORDS, make_cross, make_dot, make_frame, make_tk, make_tokenizer
 
 import pyterrier_kd as kd
 from pyterrier_kd import splitting
@@ -476,3 +476,24 @@ def test_training_on_the_teachers_top_passages_sees_only_those(monkeypatch: pyte
         assert len(seen) > 0.8 * best["text"].nunique()
 
 
+
+
+def test_tk_ranks_passages() -> None:
+    frame, ranker = make_frame(), make_tk()
+    pipeline = split(ranker, length=4) >> ranker >> max_passage()
+    fused = pipeline.compile()
+    assert hash(split(ranker)) == hash(split(ranker))
+    assert np.allclose(fused(frame)["score"], pipeline(frame)["score"], atol=1e-5)
+
+
+def test_documents_that_stand_twice_are_refused() -> None:
+    frame, ranker = make_frame(), make_dot()
+    twice = pd.concat([frame, frame.head(1)], ignore_index=True)
+    pipeline = split(ranker, length=4) >> ranker >> max_passage()
+    for one in (pipeline, pipeline.compile()):
+        with pytest.raises(DataError, match=r"stand there again \(first: \['q0', 'd0x0"):
+            one(twice)
+
+
+def test_no_documents_have_no_passages() -> None:
+    assert len(split(make_cross())(pd.DataFrame({"docno": [], "text": []}, dtype=object))) == 0

@@ -494,3 +494,59 @@ def test_it_is_used_where_the_first_token_is_read_and_nowhere_else(frame, monkey
         assert bool(calls) == used
     config = FAMILIES["distilbert"]
     assert first_token.last_layer(transformers.AutoModel.from_config(config)) is None
+
+
+# ---------------------------------------------------------------------- what cannot be scored, and who is equal
+
+
+@EVERY
+def test_pairs_that_are_none_are_refused(make) -> None:
+    ranker = make()
+    with pytest.raises(ValueError, match="score: 3 queries for 1 texts; pairs have one of each"):
+        ranker.score(["tea", "jam", "egg"], ["fig"])
+    with pytest.raises(DataError, match=r"1 of 2 texts are no strings \(first: number 1, None\)"):
+        ranker.score(["tea", "tea"], ["jam", None])
+    with pytest.raises(DataError, match=r"1 of 2 queries are no strings \(first: number 0, 3\)"):
+        ranker.score([3, "tea"], ["jam", "egg"])
+
+
+def test_sides_that_are_none_are_refused() -> None:
+    for ranker in (make_dot(), make_colbert()):
+        with pytest.raises(DataError, match=r"1 of 2 texts are no strings"):
+            ranker.encode_docs(["jam", None])
+
+
+@EVERY
+def test_categories_are_strings(make) -> None:
+    frame, ranker = make_frame(), make()
+    expected = ranker(frame)["score"]
+    assert np.array_equal(ranker(frame.astype({"query": "category", "text": "category"}))["score"], expected)
+
+
+def test_rankers_that_score_differently_are_not_equal() -> None:
+    assert make_tk(heads=5) != make_tk(heads=2)
+    one = make_dot()
+    other = kd.BertDot(transformers.BertModel(make_config(num_attention_heads=2)), make_tokenizer(), device="cpu")
+    other.model.load_state_dict(one.model.state_dict())
+    assert other != one
+    words = transformers.BertTokenizerFast(vocab={w: i for i, w in enumerate(reversed(list(make_tokenizer().get_vocab())))}, model_max_length=64)
+    assert kd.BertDot(one.encoder, words, device="cpu") != one
+    assert make_dot(dtype="float32") == one
+    assert make_dot(dtype="bfloat16") != one
+    activated = make_colbert()
+    changed = activated.clone()
+    changed.model.steps[0].activation_name = "Tanh"
+    assert changed != activated
+
+
+@pytest.mark.parametrize(("make", "settings"), [(make_dot, {"doc_length": 2}), (make_colbert, {"query_length": 3}), (make_prettr, {"query_length": 2})])
+def test_lengths_that_leave_no_token_are_refused(make, settings) -> None:
+    with pytest.raises(ValueError, match=r"_length=\d\) leaves no token for a (query|text) beside its \d special ones"):
+        make(**settings)(make_frame())
+
+
+def test_a_copy_of_a_frozen_ranker_has_vectors_of_its_own() -> None:
+    frozen = make_dot().frozen(torch.device("cpu"))
+    assert "represent" in vars(frozen)
+    for copied in (frozen.clone(), frozen.shrink(1)):
+        assert "represent" not in vars(copied)

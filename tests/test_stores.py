@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from conftest import WORDS, make_colbert, make_dot, make_frame, make_tk
+from conftest import WORDS, make_colbert, make_cross, make_dot, make_frame, make_tk
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError, StoreError
@@ -361,3 +361,85 @@ def test_columns_of_vectors_are_those_of_other_plugins(frame: pd.DataFrame) -> N
     assert ranker.doc_encoder()(frame)["doc_embs"][0].shape == (6, 16)
     assert make_dot().doc_encoder()(frame)["doc_vec"][0].shape == (32,)
     assert isinstance(ranker.doc_encoder() >> pt.RankCutoff(3), pt.Compose | pt.Transformer)
+
+
+def test_two_processes_do_not_write_one_store(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "PORTION", 4)
+    ranker, seen = make_colbert(), []
+
+    def documents() -> object:
+        for document in corpus(frame):
+            if len(seen) == 9:          # in the middle, another comes
+                for overwrite in (False, True):
+                    with pytest.raises(StoreError, match="Another process is writing the store .*: let it finish, or stop it"):
+                        kd.DocumentStore(tmp_path / "store").indexer(ranker, overwrite=overwrite).index(corpus(frame))
+            seen.append(document)
+            yield document
+
+    store = kd.DocumentStore(tmp_path / "store").indexer(ranker).index(documents())
+    assert np.allclose(store.scorer(ranker)(frame)["score"], ranker(frame)["score"], atol=1e-2)
+    assert not (tmp_path / "store" / "lock").exists()
+
+
+def test_a_store_that_is_made_anew_is_read_anew(frame: pd.DataFrame, tmp_path: Path) -> None:
+    first, second = make_dot(seed=1), make_dot(seed=2)
+    held = make_store(first, tmp_path / "store", frame)
+    assert np.allclose(held.scorer(first)(frame)["score"], first(frame)["score"], rtol=1e-2)
+    kd.DocumentStore(tmp_path / "store").indexer(second, overwrite=True).index(corpus(frame))
+    assert np.allclose(held.scorer(second)(frame)["score"], second(frame)["score"], rtol=1e-2)
+    faiss = pytest.importorskip("faiss")
+    assert faiss is not None
+    topics = frame[["qid", "query"]].drop_duplicates()
+    assert np.allclose(held.retriever(second, 5)(topics)["score"], held.retriever(second, 5, exhaustive=True)(topics)["score"])
+
+
+def test_rows_without_a_docno_or_query_are_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make_colbert()
+    scorer = make_store(ranker, tmp_path / "store", frame).scorer(ranker)
+    for column, message in (("docno", r"1 of 30 docnos are no strings \(first: number 3, "), ("query", r"1 of 30 queries are no strings \(first: number 3, ")):
+        broken = frame.astype({column: object})
+        broken.loc[3, column] = None
+        with pytest.raises(DataError, match=message):
+            scorer(broken)
+
+
+def test_what_is_pickled_opens_the_files_itself(frame: pd.DataFrame, tmp_path: Path) -> None:
+    import pickle
+    ranker = make_dot()
+    store = make_store(ranker, tmp_path / "store", frame)
+    expected = store.scorer(ranker)(frame)
+    copied = pickle.loads(pickle.dumps(store))
+    assert copied._open is None
+    assert np.array_equal(copied.scorer(ranker)(frame)["score"], expected["score"])
+
+
+def test_places_and_rankers_that_cannot_be_are_refused(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="other holds other files, and no store: pass another folder"):
+        kd.DocumentStore(tmp_path / "other")
+    with pytest.raises(StoreError, match="is a file; a store is a folder"):
+        kd.DocumentStore(tmp_path / "other" / "thesis.txt")
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(StoreError, match="holds other files, and no store"):
+        kd.DocumentStore(".")
+    with pytest.raises(StoreError, match="does not read them alone"):
+        kd.DocumentStore(tmp_path / "new").indexer(make_cross()).index(corpus(frame))
+    with pytest.raises(StoreError, match=r"Pass its \.student_"):
+        kd.DocumentStore(tmp_path / "new").indexer(kd.Distiller(make_dot(), make_cross())).index(corpus(frame))
+    assert not any(path.name.startswith(".new") for path in tmp_path.iterdir())
+    import torch
+    with pytest.raises(StoreError, match="values that are no numbers: the ranker's weights are damaged"):
+        files.quantised(torch.tensor([[float("nan"), 1.0]]), "int8")
+
+
+def test_a_cutoff_that_is_fused_finds_the_same_documents(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 5)) for _ in range(300)]
+    ranker = make_dot()
+    store = make_store(ranker, tmp_path / "store", pd.DataFrame({"docno": [str(i) for i in range(300)], "text": texts}))
+    pipeline = store.retriever(ranker, 200, factory="PQ4x4") % 5
+    topics = pd.DataFrame({"qid": ["1", "2"], "query": ["find tea", "how to cook rice"]})
+    assert pipeline.compile()(topics)["docno"].tolist() == pipeline(topics)["docno"].tolist()
+    assert pipeline.compile() != pipeline

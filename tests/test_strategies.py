@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import WORDS, Stop, make_colbert, make_config, make_cross, make_dot, make_frame, make_qrels, make_tokenizer, stopping_after
+from conftest import WORDS, Stop, make_colbert, make_config, make_cross, make_dot, make_frame, make_qrels, make_tk, make_tokenizer, stopping_after
 
 import pyterrier_kd as kd
 from pyterrier_kd import losses, strategies
@@ -127,6 +127,11 @@ def test_a_stage_mines_its_candidates_with_the_student_as_it_then_is(frame, qrel
     assert again.student_.fingerprint() == whole.student_.fingerprint()
     with pytest.raises(DataError, match="retrieves with the student, which must be a BertDot or a ColBERT"):
         mined(make_cross())
+    with pytest.raises(DataError, match="retrieves with the student, which must be a BertDot or a ColBERT"):
+        mined(make_tk())
+    numbers = {d["docno"]: i for i, d in enumerate(corpus)}
+    numbered = kd.Mined([{**d, "docno": numbers[d["docno"]]} for d in corpus], topics, qrels.assign(docno=qrels["docno"].map(numbers)), depth=6)(whole.student_)
+    assert numbered["docno"].tolist() == [str(numbers[d]) for d in found["docno"]]
     with pytest.raises(DataError, match="can be read only once"):
         kd.Mined(iter(corpus), topics)
     with pytest.raises(ValueError, match="has both corpus= and candidates="):

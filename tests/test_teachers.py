@@ -211,8 +211,9 @@ def test_vectors_of_another_encoder_are_not_used(frame) -> None:
     vectors = frame.assign(query_vec=[np.ones(32, dtype=np.float32)] * 30)
     ranker = make_dot()
     assert np.allclose(scores_of(ranker, vectors), ranker(frame)["score"])
+    assert np.allclose(ranker(vectors)["score"], ranker(frame)["score"])           # nor by the ranker itself, where query and text are there
     with pytest.raises(kd.errors.DataError, match="the query vectors have 3 dimensions and the document vectors 32: they are not of one encoder"):
-        ranker(frame.assign(query_vec=[np.ones(3, dtype=np.float32)] * 30))
+        ranker(frame.assign(query_vec=[np.ones(3, dtype=np.float32)] * 30).drop(columns="query"))
 
 
 def test_two_teachers_never_share_scores(frame, tmp_path) -> None:

@@ -34,6 +34,9 @@ PRETRAINING_HEADS = re.compile(
     r"^(cls\.(predictions|seq_relationship)\.|lm_head\.|vocab_(transform|layer_norm|projector)\.|predictions\.|sop_classifier\."
     r"|discriminator_predictions\.|generator_(predictions|lm_head)\.|decoder\.|head\.(dense|norm)\.|(lm|mask)_predictions\.|fit_denses?\.)|(^|\.)position_ids$")
 
+UNTOLD = re.compile(      # what a configuration has beside how scores are computed
+    r"^_|^output_|name|version|architectures|dtype|dropout|label|use_cache|return_dict|initializer|problem_type|sentence_transformers|chunk_size|auto_map")
+
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
@@ -164,13 +167,25 @@ def read_json(name: str, filename: str, certain: bool = False) -> dict[str, Any]
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
     """A folder that is there whole or not at all.
 
     Yields a new folder beside ``path``; when the block ends well it takes the place of ``path``. If writing fails, on a
     full disk for instance, what was at ``path`` stays as it was and the unfinished folder is removed.
+
+    Args:
+        path: The folder.
+        replaces: A file that tells a folder which may be replaced. Default None: any may.
+
+    Raises:
+        FileExistsError: If there is a file, or a folder with other files, which would be lost.
+        OSError: If it cannot be written.
     """
     path = Path(path)
+    held = sorted(os.listdir(path)) if path.is_dir() else []
+    if path.is_file() or (held and replaces is not None and replaces not in held):
+        what = f"a folder with other files ({some(held)})" if held else "a file"
+        raise FileExistsError(f"{path} is {what}, which would be lost: pass a new folder.")
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     old = fresh.with_suffix(".old")
     try:
@@ -209,9 +224,14 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits that identify a model's weights: their names, shapes, types and values."""
-    digest = hashlib.blake2b(digest_size=8)
+def structure_of(config: Any) -> dict[str, Any]:
+    """What a transformers configuration says of how scores are computed: all but names, versions, and what concerns training or output."""
+    return {key: value for key, value in config.to_dict().items() if not UNTOLD.search(key)}
+
+
+def weights_fingerprint(model: nn.Module, beside: str = "") -> str:
+    """16 hexadecimal digits that identify a model's weights (their names, shapes, types and values), and what is told ``beside`` them."""
+    digest = hashlib.blake2b(beside.encode(), digest_size=8)
     for name, value in sorted(model.state_dict().items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

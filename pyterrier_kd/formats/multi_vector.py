@@ -156,7 +156,7 @@ def write(folder: Path, steps: nn.ModuleList, settings: Mapping[str, Any]) -> No
     Args:
         folder: The folder of the encoder.
         steps: Dense layers and normalisations.
-        settings: Those of ``ColBERT``. Where sentence-transformers has none such (a fixed number of mask tokens), the modules are
+        settings: Those of ``ColBERT``. Where sentence-transformers has none such (a fixed number of mask tokens, or some before the end), the modules are
             listed where only this package looks.
     """
     modules = [("", "base.modules.transformer.Transformer")]
@@ -174,7 +174,7 @@ def write(folder: Path, steps: nn.ModuleList, settings: Mapping[str, Any]) -> No
     (folder / path).mkdir()
     write_json(folder / path / "config.json", {"skiplist_words": list(settings["skip"]), "skiplist_tasks": ["document"], "keep_only_token_ids": None})
     listed = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{kind}"} for i, (path, kind) in enumerate(modules)]
-    if settings["expansion"] not in (0, "fill"):
+    if settings["expansion"] not in (0, "fill") or (settings["expansion"] and settings["expand_before_end"]):
         write_json(folder / OWN_MODULES, listed)                                             # type: ignore[arg-type]
         return
     write_json(folder / "modules.json", listed)                                              # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,21 @@ def read_glove(path: str | Path, words: int | None = None) -> tuple[np.ndarray, 
         case as words, numbers and marks.
 
     Raises:
-        CheckpointError: If a line is not of this form.
+        CheckpointError: If a line is not of this form, or the file cut short.
     """
     opener = gzip.open if str(path).endswith(".gz") else open
     vocabulary: dict[str, int] = {PAD: 0, UNKNOWN: 1}
     vectors: list[np.ndarray] = []
     with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
+        for number, line in enumerate(whole_lines(lines, path)):
             parts = line.rstrip().split(" ")
             if number == 0 and len(parts) == 2:
                 continue
             width = len(vectors[0]) if vectors else len(parts) - 1
             try:
                 word, vector = " ".join(parts[:-width]), np.array(parts[-width:], dtype=np.float32)
-                if not word or width < 2:
-                    raise ValueError("no word, or less than two values")
+                if not word or width < 2 or not np.isfinite(vector).all():
+                    raise ValueError("no word, less than two values, or one that is no number")
             except ValueError as error:
                 raise CheckpointError(f"{path}, line {number + 1}: not a word and {width} numbers ({error}): {line[:60]!r}") from error
             if word not in vocabulary:
@@ -53,6 +54,18 @@ def read_glove(path: str | Path, words: int | None = None) -> tuple[np.ndarray, 
         raise CheckpointError(f"{path} holds no word vectors.")
     matrix = np.stack(vectors)
     return np.concatenate([np.zeros_like(matrix[:1]), matrix.mean(0, keepdims=True), matrix]), word_tokenizer(vocabulary)
+
+
+def whole_lines(lines: Iterable[str], path: str | Path) -> Iterator[str]:
+    """The lines of a text file.
+
+    Raises:
+        CheckpointError: If it is cut short, or no text in UTF-8.
+    """
+    try:
+        yield from lines
+    except (EOFError, UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read to its end: {error}") from error
 
 
 def word_tokenizer(vocabulary: dict[str, int]) -> Any:

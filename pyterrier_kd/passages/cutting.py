@@ -104,7 +104,7 @@ class Cutter:
         Raises:
             DataError: If that depends on the query, there is none, and no length was given.
         """
-        if self.ranker is None:
+        if self.ranker is None or not len(frame):
             return np.full(len(frame), UNLIMITED)
         if "query" in frame.columns:
             codes, queries = pd.factorize(frame["query"])
@@ -172,13 +172,13 @@ class Cutter:
         """Whether a ranker reads passages as they are counted here."""
         if fields_of(ranker.text_field) != [*self.before, self.field] or ranker.text_prompt != self.prompt:
             return False
-        if self.ranker is not None and self.ranker.architecture().reads == ranker.architecture().reads:
+        if self.ranker is not None and self.ranker.reads() == ranker.reads():
             return True
-        return self.ranker is None and tokenizer_fingerprint(self.tokenizer) == tokenizer_fingerprint(ranker.tokenizer)
+        return self.ranker is None and tokenizer_fingerprint(self.tokenizer) == ranker.reads_by()
 
     def key(self) -> tuple[Any, ...]:
         """What makes two cutters cut alike."""
-        room = None if self.ranker is None else repr(self.ranker.architecture().reads)
+        room = None if self.ranker is None else repr(self.ranker.reads())
         return (tokenizer_fingerprint(self.tokenizer), room, self.length, self.stride, self.title, self.field, tuple(self.before))
 
     def __repr__(self) -> str:

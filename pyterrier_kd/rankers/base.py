@@ -23,10 +23,10 @@ import torch
 
 from .. import scoring
 from ..errors import DataError
-from ..formats.checkpoints import model_limit
-from ..frames import TextFields, explained, fields_of, require_strings, row_texts
+from ..formats.checkpoints import model_limit, structure_of
+from ..frames import TextFields, distinct, explained, fields_of, require_strings, row_texts
 from ..signals import NO_LAYERS, Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
-from ..tokens import Template, TokenTable, assemble, tokenise, tokenizer_fingerprint
+from ..tokens import Template, TokenTable, assemble, tokenise
 from .cost import Cost, cost_of
 from .saved import Saved
 from .shrink import kinds_of
@@ -61,10 +61,12 @@ class Ranker(Saved, pt.Transformer, ABC):
         self.model, self.tokenizer, self.name = model.to(self.device).eval(), tokenizer, name
         self.rows_a_batch, self.text_field, self.texts = batch_size, text_field, texts
         self.query_prompt, self.text_prompt, self.verbose = query_prompt, text_prompt, verbose
-        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        asked = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.dtype = None if asked == torch.float32 else asked
         self.head_ = "loaded"
         self.metadata_: dict[str, Any] = {}
         self._fingerprint: tuple[Any, str] | None = None
+        self._reads_by: tuple[Any, str] | None = None
         self._cut_reported = False
 
     @property
@@ -130,6 +132,9 @@ class Ranker(Saved, pt.Transformer, ABC):
                     progress: Callable[[int], object]) -> np.ndarray:
         """(N,) float32 scores of N pairs, given as rows of what was prepared."""
 
+    def _structure(self) -> dict[str, Any]:
+        return {"config": structure_of(self.encoder.config), "activations": [part.activation_name for part in self.model.modules() if hasattr(part, "activation_name")]}
+
     # ------------------------------------------------------------------ scoring
 
     def score(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -143,17 +148,20 @@ class Ranker(Saved, pt.Transformer, ABC):
             (N,) float32 scores, independent of the order and number of the pairs.
 
         Raises:
-            DataError: If a query leaves no room for a text, or a score is not finite.
+            DataError: If one is no string, a query leaves no room for a text, or a score is not finite.
+            ValueError: If there are not as many queries as texts.
         """
-        query_codes, distinct_queries = pd.factorize(np.asarray(queries, dtype=object))
-        text_codes, distinct_texts = pd.factorize(np.asarray(texts, dtype=object))
+        if len(queries) != len(texts):
+            raise ValueError(f"{type(self).__name__}.score: {len(queries)} queries for {len(texts)} texts; pairs have one of each.")
+        query_codes, distinct_queries = distinct(queries, "queries", self)
+        text_codes, distinct_texts = distinct(texts, "texts", self)
         scores = np.empty(len(query_codes), dtype=np.float32)
         cut = 0
         with self._inference(), pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
-            prepared = self._prepare_queries(list(distinct_queries)) if len(scores) else None
+            prepared = self._prepare_queries(distinct_queries) if len(scores) else None
             for rows in scoring.windows(text_codes, self._window()):
                 codes, local = np.unique(text_codes[rows], return_inverse=True)
-                side = self._prepare_texts(self._tokenise_texts(list(distinct_texts[codes])))
+                side = self._prepare_texts(self._tokenise_texts([distinct_texts[code] for code in codes]))
                 cut += self._cut_texts(prepared, query_codes[rows], side, local)
                 scores[rows] = self._score_rows(prepared, query_codes[rows], side, local, bar.update)
         self._report_cut(cut, len(distinct_texts))
@@ -225,10 +233,13 @@ class Ranker(Saved, pt.Transformer, ABC):
             alone: Whether it reads texts without queries, see ``read``. Default False.
         """
         config = self.encoder.config
-        sides, reads = (("text",), {"special tokens": self._single().pieces}) if alone else self._reads()
-        reads = {"tokenizer": tokenizer_fingerprint(self.tokenizer), **reads}
+        sides, reads = (("text",), {"tokenizer": self.reads_by(), "special tokens": self._single().pieces}) if alone else (self._reads()[0], self.reads())
         limit = model_limit(config, self.tokenizer)
         return Architecture(repr(self), sides, config.num_hidden_layers, config.num_attention_heads, config.hidden_size, kinds_of(config), limit, reads)
+
+    def reads(self) -> dict[str, Any]:
+        """All on which the tokens of a row depend."""
+        return {"tokenizer": self.reads_by(), **self._reads()[1]}
 
     def _single(self) -> Template:
         """What stands around a text that is read alone."""
@@ -297,6 +308,7 @@ class Ranker(Saved, pt.Transformer, ABC):
         twin.model = copy.deepcopy(self.model)
         twin.metadata_ = copy.deepcopy(self.metadata_)
         twin._fingerprint = None
+        vars(twin).pop("represent", None)       # what a frozen one remembers is of other weights
         return twin
 
     def frozen(self, device: torch.device) -> Ranker:
@@ -320,6 +332,7 @@ class Ranker(Saved, pt.Transformer, ABC):
         small = copy.copy(self)
         small.model = self._shrunk_model(layers, hidden).to(self.device).eval()
         small.metadata_ = {"shrunk_from": self.fingerprint()}
+        vars(small).pop("represent", None)
         small._fingerprint = None
         return small
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
-from ..frames import TextFields, explained, fields_of, row_texts
+from ..frames import TextFields, distinct, explained, fields_of, row_texts
 from ..signals import NO_LAYERS, LayerNumbers, Layers
 from ..tokens import Template, TokenTable, assemble
 from .base import require_tokenizer, takes_types
@@ -129,9 +129,9 @@ class BertDot(TwoSided):
 
     def _encode_all(self, side: Side, texts: Iterable[str]) -> np.ndarray:
         """(N, H) float32 vectors of texts, each distinct one encoded once."""
-        codes, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
+        codes, found = distinct(texts, "queries" if side == "query" else "texts", self)
         with self._inference():
-            vectors: np.ndarray = self.encode(side, self.table(side, list(distinct))).flat.cpu().numpy()
+            vectors: np.ndarray = self.encode(side, self.table(side, found)).flat.cpu().numpy()
         return vectors[codes] if len(codes) else vectors
 
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> Tensor:
@@ -144,8 +144,8 @@ class BertDot(TwoSided):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encodes or scores, by the columns that are there, as a ``pyterrier_dr.BiEncoder`` does.
 
-        ``query`` (or ``query_vec``) and the text field (or ``doc_vec``): ``score`` and ``rank``. Only ``query``: adds
-        ``query_vec``. Only the text field: adds ``doc_vec``.
+        ``query`` (or ``query_vec``) and the text field (or ``doc_vec``): ``score`` and ``rank``. Vectors are used where a frame has both
+        sides', or lacks a side's text; they must be this ranker's. Only ``query``: adds ``query_vec``. Only the text field: adds ``doc_vec``.
         """
         mode = self._mode(inp)
         if mode == "vectors":
@@ -160,10 +160,12 @@ class BertDot(TwoSided):
         """What a frame's columns ask for: "vectors", "score", "query" or "text"; the first that fits."""
         fields = fields_of(self.text_field)
         with explained(self, inp, ["query", *fields]), pt.validate.any(inp, context=self) as asked:
-            for query in ("query_vec", "query"):
-                asked.result_frame(extra_columns=[query, "doc_vec"], mode="vectors")
-            asked.result_frame(extra_columns=["query_vec", *fields], mode="vectors")
-            asked.result_frame(extra_columns=["query", *([] if self.texts else fields)], mode="score")
+            asked.result_frame(extra_columns=["query_vec", "doc_vec"], mode="vectors")
+            asked.result_frame(extra_columns=["query", *fields], mode="score")          # one side's vectors may be those of another ranker
+            for columns in (["query", "doc_vec"], ["query_vec", *fields]):
+                asked.result_frame(extra_columns=columns, mode="vectors")
+            if self.texts:
+                asked.result_frame(extra_columns=["query"], mode="score")
             asked.columns(includes=["query"], excludes=["docno"], mode="query")
             asked.columns(includes=fields, excludes=["query"], mode="text")
         mode: str | None = asked.mode
@@ -179,7 +181,7 @@ class BertDot(TwoSided):
         texts = np.stack(out["doc_vec"].tolist()) if "doc_vec" in out.columns else self.encode_docs(row_texts(out, fields_of(self.text_field), None, self))
         if queries.shape[1] != texts.shape[1]:
             raise DataError(f"{self!r}: the query vectors have {queries.shape[1]} dimensions and the document vectors {texts.shape[1]}: they are not of one encoder.")
-        return pt.model.add_ranks(out.assign(score=np.einsum("ij,ij->i", queries, texts).astype("float64")))
+        return pt.model.add_ranks(out.assign(score=self._finite(np.einsum("ij,ij->i", queries, texts)).astype("float64")))
 
     @property
     def sim_fn(self) -> Any:

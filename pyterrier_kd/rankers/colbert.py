@@ -187,6 +187,7 @@ class ColBERT(TwoSided):
         else:
             inputs = assemble(self.templates["text"], [(text,) for text in texts], pad, self.device)
             counts = inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], self.skipped.to(self.device))
+            counts[:, 0] |= ~counts.any(1)          # a text whose every token is skipped still has a vector
         with listening(self.encoder, layers) if layers else contextlib.nullcontext() as taps:
             vectors = self.model(**inputs)
         return Vectors(vectors, counts), taps.layers(inputs["attention_mask"]) if taps is not None else None

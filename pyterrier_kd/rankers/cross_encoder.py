@@ -195,7 +195,8 @@ class CrossEncoder(Ranker):
             raise ValueError(f"tiny_bert(init={init!r}) is unknown: it is 'random', 'first', 'strided', a list of teacher layers, or a folder or hub name of a model.")
         if isinstance(init, Path) or (isinstance(init, str) and init not in ("random", "first", "strided")):
             student = cls(init, classes=teacher.classes, max_length=teacher.max_length, query_length=teacher.query_length, text_field=teacher.text_field,
-                          query_prompt=teacher.query_prompt, text_prompt=teacher.text_prompt, texts=teacher.texts, device=teacher.device)
+                          query_prompt=teacher.query_prompt, text_prompt=teacher.text_prompt, texts=teacher.texts, device=teacher.device, dtype=teacher.dtype,
+                          batch_size=teacher.rows_a_batch, verbose=teacher.verbose)
             found = student.encoder.config
             if (found.num_hidden_layers, found.hidden_size) != (layers, hidden):
                 raise ValueError(f"tiny_bert({shape!r}, init={str(init)!r}): this checkpoint is L{found.num_hidden_layers}_H{found.hidden_size}.")

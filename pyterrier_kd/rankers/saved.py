@@ -6,7 +6,7 @@ the settings on which its scores depend; its name plays no part. Its folder is a
 
 from __future__ import annotations
 
-import os
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Self
 import pyterrier as pt
 import torch
 
-from ..errors import CheckpointError, some
+from ..errors import CheckpointError
 from ..formats.checkpoints import METADATA, atomic_folder, read_json, weights_fingerprint, write_json
+from ..tokens import tokenizer_fingerprint
 
 
 class Saved(ABC):
@@ -36,26 +37,37 @@ class Saved(ABC):
     dtype: torch.dtype | None
     metadata_: dict[str, Any]
     _fingerprint: tuple[Any, str] | None
+    _reads_by: tuple[Any, str] | None
 
     def settings(self) -> dict[str, Any]:
         """The settings on which scores depend, as JSON values."""
         values = {key: getattr(self, key) for key in self.SETTINGS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
+    @abstractmethod
+    def _structure(self) -> dict[str, Any]:
+        """How scores are computed of the weights, as far as settings do not tell."""
+
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify the weights; computed once for each state of the weights.
+        """16 hexadecimal digits that identify the model: its weights and what is computed of them; computed once for each state of the weights.
 
         Torch counts the changes of a tensor, but fused optimisers change it uncounted: norms tell as well.
         """
         held = [*self.model.parameters(), *self.model.buffers()]
         state = tuple((id(p), p.data_ptr(), p._version, float(p.detach().float().norm())) for p in held)
         if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, weights_fingerprint(self.model))
+            self._fingerprint = (state, weights_fingerprint(self.model, json.dumps(self._structure(), sort_keys=True, default=str)))
         return self._fingerprint[1]
 
     def _key(self) -> tuple[Any, ...]:
         """What makes two rankers score alike; PyTerrier shares the work of transformers that are equal."""
-        return (type(self).__name__, self.fingerprint(), repr(self.settings()), repr(self.texts), self.dtype)
+        return (type(self).__name__, self.fingerprint(), self.reads_by(), repr(self.settings()), repr(self.texts), self.dtype)
+
+    def reads_by(self) -> str:
+        """16 hexadecimal digits that identify the tokenizer; computed once."""
+        if self._reads_by is None or self._reads_by[0] is not self.tokenizer:
+            self._reads_by = (self.tokenizer, tokenizer_fingerprint(self.tokenizer))
+        return self._reads_by[1]
 
     def __eq__(self, other: object) -> bool:
         # two text loaders may look alike and load different texts: their own equality counts
@@ -77,13 +89,10 @@ class Saved(ABC):
             path: The folder; replaced if it holds a model already.
 
         Raises:
-            FileExistsError: If it holds other files, which would be lost.
+            FileExistsError: If it is a file, or holds other files, which would be lost.
             OSError: If the disk is full or cannot be written.
         """
-        held = os.listdir(path) if os.path.isdir(path) else []
-        if held and "config.json" not in held:
-            raise FileExistsError(f"{path} is a folder with other files ({some(sorted(held))}), which save would replace: pass a new folder.")
-        with atomic_folder(path) as folder:
+        with atomic_folder(path, replaces="config.json") as folder:
             self._save_model(folder)
             self.tokenizer.save_pretrained(folder)
             write_json(folder / METADATA, {

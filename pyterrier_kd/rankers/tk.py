@@ -192,6 +192,9 @@ class TK(TwoSided):
         mask = inputs["attention_mask"].bool()
         return Vectors(self.model(inputs["input_ids"], mask, 0 if side == "query" else TEXTS_FROM), mask), None
 
+    def _structure(self) -> dict[str, Any]:
+        return dict(self.model.sizes)
+
     def cost(self, tokens: int = 256) -> Cost:
         """Parameters, and multiply-adds for one side of ``tokens`` tokens; see ``Cost``."""
         matrices = sum(p.numel() for p in self.model.contextualiser.parameters() if p.dim() == 2)

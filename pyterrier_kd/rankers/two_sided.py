@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import pyterrier as pt
 import torch
 from torch import Tensor
 
 from .. import scoring
+from ..frames import distinct
 from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import TokenTable, tokenise
 from .base import Ranker, Tokens
@@ -74,6 +74,9 @@ class TwoSided(Ranker):
     def table(self, side: Side, texts: Sequence[str]) -> TokenTable:
         """The tokens of queries or texts with their prompt, cut to what is read of them."""
         length, prompt = (self.query_length, self.query_prompt) if side == "query" else (self.doc_length, self.text_prompt)
+        if length <= self._special(side):
+            name = "query_length" if side == "query" else "doc_length"
+            raise ValueError(f"{type(self).__name__}({name}={length}) leaves no token for a {side} beside its {self._special(side)} special ones.")
         return tokenise(self.tokenizer, texts, length - self._special(side), prompt)
 
     def represent(self, side: Side, table: TokenTable, rows: np.ndarray, layers: LayerNumbers = NO_LAYERS) -> tuple[Vectors, tuple[Layers, ...]]:
@@ -111,9 +114,9 @@ class TwoSided(Ranker):
 
     def _encode_all(self, side: Side, texts: Iterable[str]) -> Any:
         """For each text its (T, H) float32 vectors, each distinct one encoded once."""
-        codes, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
+        codes, found = distinct(texts, "queries" if side == "query" else "texts", self)
         with self._inference():
-            encoded = self.encode(side, self.table(side, list(distinct)))
+            encoded = self.encode(side, self.table(side, found))
         flat = encoded.flat.cpu().numpy()
         return [flat[encoded.starts[i]:encoded.starts[i + 1]] for i in codes]
 

@@ -10,7 +10,6 @@ A store is stamped with what its vectors depend on, and refuses a ranker that wo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -49,6 +48,9 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         if dtype not in (None, *TYPES):
             raise ValueError(f"DocumentStore(dtype={dtype!r}) is unknown: it is one of {', '.join(map(repr, TYPES))}.")
         self.folder, self._dtype = Path(path), dtype
+        self._open: tuple[str, StoredVectors, Docnos] | None = None
+        if self.folder.is_file():
+            raise StoreError(f"{self.folder} is a file; a store is a folder.")
         if self.exists():
             _ = self.facts
 
@@ -67,6 +69,8 @@ class DocumentStore(pt.Artifact, pt.Indexer):
             StoreError: If there is none, or of another kind or version.
         """
         facts = read_json(str(self.folder), METADATA) if self.folder.is_dir() else {}
+        if not facts and self.exists():
+            raise StoreError(f"{self.folder} holds other files, and no store: pass another folder.")
         if not facts:
             raise StoreError(f"There is no store at {self.folder}: make one with (ranker.doc_encoder() >> DocumentStore({str(self.folder)!r})).index(corpus).")
         if (facts.get("type"), facts.get("format")) != (self.ARTIFACT_TYPE, self.ARTIFACT_FORMAT):
@@ -85,23 +89,31 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         sizes = self.facts["sizes"]
         return float((sizes[VECTORS] + sizes[SCALES]) / max(1, len(self)))
 
-    @cached_property
+    def _opened(self) -> tuple[str, StoredVectors, Docnos]:
+        """What is on the disk now, and what identifies it; opened again where the store was made anew."""
+        facts = self.facts
+        if self._dtype not in (None, facts["dtype"]):
+            raise StoreError(f"The store {self.folder} holds {facts['dtype']}, not {self._dtype}.")
+        if self._open is None or self._open[0] != facts["id"]:
+            self._open = (facts["id"], opened(self.folder, facts), Docnos(self.folder))
+        return self._open
+
+    @property
     def vectors(self) -> StoredVectors:
         """The vectors, memory-mapped.
 
         Raises:
             StoreError: If a file is damaged, or of another type than was asked for.
         """
-        facts = self.facts
-        if self._dtype not in (None, facts["dtype"]):
-            raise StoreError(f"The store {self.folder} holds {facts['dtype']}, not {self._dtype}.")
-        return opened(self.folder, facts)
+        return self._opened()[1]
 
-    @cached_property
+    @property
     def docnos(self) -> Docnos:
         """The documents' names by number, and their numbers by name."""
-        _ = self.vectors        # whose opening checks all files
-        return Docnos(self.folder)
+        return self._opened()[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": None}        # another process opens the files itself
 
     def require(self, ranker: TwoSided) -> str:
         """Refuses a ranker whose vectors these are not.

@@ -7,9 +7,11 @@ long each of them then was: whatever stands behind that is of a portion that was
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,9 +30,13 @@ from ..rankers.vectors import Ragged, Vectors
 from . import docnos
 
 VERSION = 1
-VECTORS, SCALES, COUNTS, NAMES, STARTS, PROGRESS = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "progress.json"
+VECTORS, SCALES, COUNTS, NAMES, STARTS, PROGRESS, LOCK = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "progress.json", "lock"
 GROWING = (VECTORS, SCALES, COUNTS, NAMES)
 TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+
+
+class StoreBusy(StoreError):
+    """Another process is writing the store."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ def quantised(flat: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
         StoreError: If a value is too large for float16.
     """
+    if not torch.isfinite(flat).all():
+        raise StoreError("A vector has values that are no numbers: the ranker's weights are damaged, or its dtype is too narrow.")
     if dtype != "int8":
         with np.errstate(over="ignore"):
             values = flat.cpu().numpy().astype(TYPES[dtype])
@@ -86,20 +95,23 @@ def quantised(flat: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 def unfinished(path: Path) -> Path:
     """Where a store is until it is finished."""
+    path = path.absolute()
     return path.with_name(f".{path.name}.unfinished")
 
 
 def settle(path: Path) -> None:
     """Finishes what a killed run left half done when its store was to take its place."""
+    path = path.absolute()
     fresh, old = unfinished(path), path.with_name(f".{path.name}.old")
     if (fresh / METADATA).exists():
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        fresh.rename(path)
-        for name in (COUNTS, NAMES, PROGRESS):
-            (path / name).unlink(missing_ok=True)
-    elif old.exists() and not path.exists():
+        with contextlib.suppress(FileNotFoundError):        # another process is at it, too
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            fresh.rename(path)
+            for name in (COUNTS, NAMES, PROGRESS, LOCK):
+                (path / name).unlink(missing_ok=True)
+    if old.exists() and not path.exists():
         old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -122,12 +134,26 @@ class Writer:
         docnos: The documents that are written already, in order.
 
     Raises:
-        StoreError: If what was begun there is of other facts, or damaged.
+        StoreError: If what was begun there is of other facts, or damaged, or another process writes it.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], named: frozenset[str] = frozenset()) -> None:
         self.path, self.facts, self.folder = path, dict(facts), unfinished(path)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = filelock.FileLock(self.folder / LOCK, timeout=0)        # given up when the process ends, however it does
+        try:
+            self.lock.acquire()
+        except filelock.Timeout:
+            raise StoreBusy(f"Another process is writing the store {path}: let it finish, or stop it.") from None
+        try:
+            self.docnos = self._begun(named)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _begun(self, named: frozenset[str]) -> list[str]:
+        """The documents that are whole on the disk; what stands behind them is cut off."""
+        path = self.path
         progress = read_json(str(self.folder), PROGRESS)
         before = progress.get("facts", self.facts)
         differ = sorted(k for k in {*self.facts, *before} - named if self.facts.get(k) != before.get(k))
@@ -139,7 +165,7 @@ class Writer:
                     raise StoreError(f"The unfinished store {self.folder} is damaged: {name} has {file.tell()} bytes of {size}. Delete the folder to begin anew.")
                 file.truncate(size)
         with open(self.folder / NAMES, encoding="utf-8") as lines:
-            self.docnos: list[str] = [json.loads(line) for line in lines]
+            return [json.loads(line) for line in lines]
 
     def add(self, names: Sequence[str], texts: Ragged) -> None:
         """Writes a portion; when it returns, the portion is on the disk.
@@ -170,6 +196,8 @@ class Writer:
     def finish(self, width: int) -> None:
         """Puts the store into its place."""
         counts = np.fromfile(self.folder / COUNTS, dtype=np.int32)
+        if len(counts) != len(self.docnos):
+            raise StoreError(f"The unfinished store {self.folder} is damaged: it has {len(self.docnos)} documents, and vectors of {len(counts)}. Delete the folder to begin anew.")
         np.save(self.folder / STARTS, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
         docnos.write(self.folder, self.docnos)
         held = (VECTORS, SCALES, STARTS, *docnos.FILES)
@@ -177,10 +205,15 @@ class Writer:
             forced(self.folder / name)
         sizes = {name: (self.folder / name).stat().st_size for name in held}
         fresh = self.folder / f"{METADATA}.new"
-        write_json(fresh, {**self.facts, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
+        write_json(fresh, {**self.facts, "id": uuid.uuid4().hex, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
         forced(fresh)
         fresh.rename(self.folder / METADATA)        # from here on it is finished, wherever it is
         settle(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write."""
+        self.lock.release()
 
 
 def opened(path: Path, facts: Mapping[str, Any]) -> StoredVectors:

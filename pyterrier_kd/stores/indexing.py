@@ -13,7 +13,7 @@ import pyterrier as pt
 from ..errors import DataError, StoreError
 from ..frames import fields_of, row_texts
 from ..rankers import TwoSided
-from .files import VERSION, Writer, unfinished
+from .files import VERSION, StoreBusy, Writer, unfinished
 from .stamp import text_fingerprint, text_settings
 
 PORTION = 1024      # documents written at once
@@ -56,11 +56,20 @@ class StoreIndexer(pt.Indexer):
                  "encoder": text_fingerprint(ranker), "encoder_name": repr(ranker), "settings": text_settings(ranker)}
         try:
             writer = Writer(store.folder, facts, named=frozenset({"encoder_name"}))
-        except StoreError:
-            if not self.overwrite:
+        except StoreError as error:
+            if not self.overwrite or isinstance(error, StoreBusy):
                 raise
             shutil.rmtree(unfinished(store.folder))
             writer = Writer(store.folder, facts)
+        try:
+            self._write(writer, iter)
+        finally:
+            writer.close()
+        return store
+
+    def _write(self, writer: Writer, iter: Iterable[Mapping[str, Any]]) -> None:
+        """Writes what is not written yet, and finishes the store."""
+        store, ranker = self.store, self.ranker
         seen: set[str] = set()
         with pt.tqdm(desc=f"{type(ranker).__name__} store", unit="doc", initial=len(writer.docnos), disable=not ranker.verbose) as bar:
             for portion in portions(iter, fields_of(ranker.text_field), seen, writer):
@@ -76,9 +85,6 @@ class StoreIndexer(pt.Indexer):
             raise StoreError(f"An unfinished store at {store.folder} holds {len(writer.docnos)} documents, these are {len(seen)}: finish it with all of them, or delete "
                              f"{writer.folder} to begin anew.")
         writer.finish(ranker.width)
-        for name in ("vectors", "docnos"):
-            vars(store).pop(name, None)
-        return store
 
     def __repr__(self) -> str:
         return f"({self.ranker!r}.doc_encoder() >> {self.store!r})"

@@ -9,7 +9,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import DataError, some
-from ..frames import explained, require_strings
+from ..frames import distinct, explained
 from ..rankers import TwoSided
 
 
@@ -40,20 +40,19 @@ class StoreScorer(pt.Transformer):
         out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
         if not len(out):
             return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
-        require_strings(out, "query", self)
-        docs, names = pd.factorize(out["docno"].astype(str))
-        rows = self.store.docnos.rows(list(names))[docs]
+        docs, names = distinct(out["docno"].astype(str), "docnos", self)
+        rows = self.store.docnos.rows(names)[docs]
         lost = rows < 0
         if lost.any() and self.missing == "error":
-            unknown = names[np.unique(docs[lost])]
+            unknown = [names[i] for i in np.unique(docs[lost])]
             raise DataError(f"{self!r}: {len(unknown)} of {len(names)} documents are not in the store: {some(sorted(unknown))}. Index them, or pass "
                             "missing='text' to encode their texts.")
         ranker = self.ranker
         unstored, texts = ranker._checked(inp.reset_index(drop=True)[lost]) if lost.any() else (out.head(0), [])
-        codes, queries = pd.factorize(out["query"])
+        codes, queries = distinct(out["query"], "queries", self)
         scores = np.empty(len(out), dtype=np.float32)
         with ranker._inference(), pt.tqdm(total=len(out), desc=type(ranker).__name__, unit="pair", disable=not ranker.verbose) as bar:
-            prepared = ranker._prepare_queries(list(queries))
+            prepared = ranker._prepare_queries(queries)
             scores[~lost] = ranker._score_rows(prepared, codes[~lost], self.store.vectors, rows[~lost], bar.update)
         if len(unstored):
             scores[lost] = ranker.score(unstored["query"].tolist(), texts)

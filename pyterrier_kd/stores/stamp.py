@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+from ..errors import StoreError
 from ..rankers import TwoSided
-from ..tokens import tokenizer_fingerprint
 
 QUERY_SETTINGS = frozenset({"query_prompt", "query_length", "query_marker", "expansion", "expand_before_end", "attend_expansion", "scale"})
 
@@ -18,6 +18,13 @@ def text_settings(ranker: TwoSided) -> dict[str, Any]:
 
 
 def text_fingerprint(ranker: TwoSided) -> str:
-    """16 hexadecimal digits for all on which a ranker's vectors of texts depend."""
-    told = json.dumps([type(ranker).__name__, ranker.fingerprint(), tokenizer_fingerprint(ranker.tokenizer), text_settings(ranker)], sort_keys=True)
+    """16 hexadecimal digits for all on which a ranker's vectors of texts depend.
+
+    Raises:
+        StoreError: If it has none.
+    """
+    if not isinstance(ranker, TwoSided):
+        hint = " Pass its .student_." if hasattr(ranker, "student_") else ""
+        raise StoreError(f"A store holds what a ranker makes of texts alone; {ranker!r} does not read them alone (BertDot, ColBERT, PreTTR and TK do).{hint}")
+    told = json.dumps([type(ranker).__name__, ranker.fingerprint(), ranker.reads_by(), text_settings(ranker)], sort_keys=True)
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
