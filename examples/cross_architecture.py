@@ -54,13 +54,9 @@ sizes = {"query_length": 32, "doc_length": args.max_length}
 
 
 def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strategy, seed: int, **settings: object) -> kd.Ranker:
-    """A student, from its folder if it is there."""
-    folder = out / f"{name}-{seed}"
-    if not (folder / "pt_meta.json").exists():
-        print(f"\n{name}, seed {seed}", flush=True)
-        distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=nDCG @ 10, dropout=0, **settings)
-        distil.fit(learning, train_qrels, checking, valid_qrels).student_.save(folder)
-    return kd.load(folder)
+    """A student."""
+    distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=nDCG @ 10, dropout=0, **settings)
+    return first_stage.kept(out / f"{name}-{seed}", distil, learning, train_qrels, checking, valid_qrels)[0]
 
 
 # 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in what they were shown

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -94,6 +95,19 @@ def kept_folder(args: argparse.Namespace, free: tuple[str, ...]) -> Path:
         raise SystemExit(f"{folder} holds what was done with another {', '.join('--' + k.replace('_', '-') for k in differ)}: pass a new --out.")
     (folder / "arguments.json").write_text(json.dumps(told))
     return folder
+
+
+def kept(folder: Path, distil: kd.Distiller, *data: pd.DataFrame) -> tuple[kd.Ranker, float]:
+    """The student of a training and the seconds that it took, from its folder if it is there; its history is kept beside it."""
+    if not (folder / "seconds.json").exists():
+        print(f"\n{folder.name}: {distil.strategy}", flush=True)
+        start = time.time()
+        distil.fit(*data)
+        seconds = time.time() - start
+        distil.student_.save(folder)
+        distil.history_.to_csv(folder / "history.csv", index=False)
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+    return kd.load(folder), json.loads((folder / "seconds.json").read_text())
 
 
 def bm25(name: str, depth: int) -> tuple[pt.Transformer, str]:

@@ -7,8 +7,6 @@ epochs, rates and batches, which need a GPU. What is done is kept in --out, and 
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import first_stage
@@ -71,18 +69,9 @@ print(f"{learning['qid'].nunique()} training queries with {len(learning)} passag
 
 
 def trained(name: str, student: kd.CrossEncoder, teacher: object, strategy: kd.Strategy, seed: int, **settings: object) -> tuple[kd.CrossEncoder, float]:
-    """A student and the seconds that its training took, from its folder if it is there."""
-    folder = out / f"{name}-{seed}"
-    if not (folder / "seconds.json").exists():
-        print(f"\n{name}, seed {seed}: {strategy}")
-        distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=RR @ 10, **settings)
-        start = time.time()
-        distil.fit(learning, train_qrels, checking, valid_qrels)
-        seconds = time.time() - start
-        distil.student_.save(folder)
-        distil.history_.to_csv(folder / "history.csv", index=False)
-        (folder / "seconds.json").write_text(json.dumps(seconds))
-    return kd.CrossEncoder(str(folder)), json.loads((folder / "seconds.json").read_text())
+    """A student and the seconds that its training took."""
+    distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=RR @ 10, **settings)
+    return first_stage.kept(out / f"{name}-{seed}", distil, learning, train_qrels, checking, valid_qrels)
 
 
 def sized(strategy: kd.Strategy) -> kd.Strategy:

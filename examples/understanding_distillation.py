@@ -9,7 +9,6 @@ what each costs before training for a task, for each task, and for each query. W
 
 import argparse
 import json
-import time
 
 import first_stage
 import matplotlib.pyplot as plt
@@ -49,17 +48,9 @@ learning, checking = candidates(train.sample(min(args.queries, len(train)), rand
 
 
 def trained(name: str, student: kd.CrossEncoder, teacher: object, strategy: kd.Strategy, every: int = 10**9, **settings: object) -> kd.CrossEncoder:
-    """A student, from its folder if it is there, with its history and seconds beside it."""
-    folder = out / name
-    if not (folder / "seconds.json").exists():
-        print(f"\n{name}: {strategy}")
-        distil = kd.Distiller(student, teacher, strategy=strategy, validate_every=every, measure=nDCG @ 10, **settings)
-        start = time.time()
-        distil.fit(learning, train_qrels, checking, valid_qrels)
-        distil.student_.save(folder)
-        distil.history_.to_csv(folder / "history.csv", index=False)
-        (folder / "seconds.json").write_text(json.dumps(time.time() - start))
-    return kd.CrossEncoder(str(folder))
+    """A student, with its history and seconds kept beside it."""
+    distil = kd.Distiller(student, teacher, strategy=strategy, validate_every=every, measure=nDCG @ 10, **settings)
+    return first_stage.kept(out / name, distil, learning, train_qrels, checking, valid_qrels)[0]
 
 
 def sized(strategy: kd.Strategy, steps: int) -> kd.Strategy:
