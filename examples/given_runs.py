@@ -49,9 +49,10 @@ def filled(run: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(score=scores["score"].fillna(scores["qid"].map(run.groupby("qid")["score"].min())))
 
 
-# 2. A student for each teacher: one run, and the mean of all; each run's scores have a scale of their own, so they are standardised
+# 2. A student for each teacher: one run, and the mean of all. Each run's scores have a scale of their own (SPLADE's here are millions), so they
+# are standardised
 student = kd.BertDot(first_stage.minilm(), normalize=False, query_length=32, doc_length=args.max_length).shrink(args.layers)
-teachers = {args.runs[0]: filled(given[0]), "the mean of all runs": kd.Ensemble([filled(run) for run in given], standardise=True)}
+teachers = {args.runs[0]: kd.Ensemble([filled(given[0])], standardise=True), "the mean of all runs": kd.Ensemble([filled(run) for run in given], standardise=True)}
 ranking = run_of("BM25", args.judged, topics)
 systems = {"BM25": ranking, "undistilled": student(ranking)}
 for seed in args.seeds:

@@ -3,7 +3,7 @@
 Three ideas. (1) Rows are visited in windows, ordered by text, so that a text is prepared once a frame and released
 when its window is done. (2) Within a window rows are sorted by length, longest first, so that a batch holds rows of
 nearly one length and running out of memory shows at once. (3) A batch is as many rows as fit a budget of tokens, not a
-number of rows: on a CPU 2,048 tokens keep a layer's activations in its cache, on a GPU many more are needed to fill it.
+number of rows: on a CPU 1,024 tokens keep a layer's activations in its cache, on a GPU many more are needed to fill it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 WINDOW = 1 << 15                                            # rows a window: large enough that sorting pays
-TOKENS = {"cpu": 2048, "cuda": 1 << 16, "mps": 1 << 14}     # tokens a batch, by kind of device
+TOKENS = {"cpu": 1024, "cuda": 1 << 16, "mps": 1 << 14}     # tokens a batch, by kind of device
 
 
 def windows(codes: np.ndarray, size: int = WINDOW) -> Iterator[np.ndarray]:

@@ -18,7 +18,7 @@ from pyterrier_kd.errors import CheckpointError, ExportError
 from pyterrier_kd.formats import bare_weights
 from pyterrier_kd.passages import max_passage, split
 from pyterrier_kd.rankers.interactions import Dot, MaxSim
-from pyterrier_kd.rankers.vectors import Ragged, Vectors
+from pyterrier_kd.rankers.vectors import Ragged, Scratch, Vectors
 
 
 def slow_maxsim(query: np.ndarray, text: np.ndarray) -> float:
@@ -42,6 +42,13 @@ def test_maxsim_is_the_sum_of_the_best_matches_and_padding_is_none() -> None:
     assert ragged.lengths.tolist() == [4, 9, 2]
     again = ragged.padded(np.array([2, 0]), "cpu")
     assert np.allclose(MaxSim().pairs(padded[0].take([0]), again), expected[0, [2, 0]], rtol=1e-5)
+    scratch = Scratch()
+    for rows in ([2, 0], [0, 1, 2]):        # padding by vectors that are there already, in memory that is used again
+        repeated = ragged.padded(np.array(rows), "cpu", repeated=True, scratch=scratch)
+        assert repeated.mask.all()
+        assert np.allclose(MaxSim().pairs(padded[0].take([0]), repeated), expected[0, rows], rtol=1e-5)
+    assert scratch((2, 8), torch.float32).data_ptr() == repeated.vectors.data_ptr()
+    assert not ragged.padded(np.array([2, 0]), "cpu", scratch=scratch).mask.all()
     one = [side.take(slice(None)) for side in padded]
     one = [Vectors(side.vectors[:, :1], side.mask[:, :1]) for side in one]
     assert torch.allclose(Dot().every(*one).diagonal(), Dot().pairs(*one))

@@ -7,6 +7,7 @@ Comparing is done in float32 under any autocast: a score's differences are small
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,13 @@ from .vectors import Vectors
 
 
 class Interaction(nn.Module):
-    """Makes scores of products."""
+    """Makes scores of products.
+
+    Attributes:
+        idempotent: Whether a vector of a text that is there several times changes no score.
+    """
+
+    idempotent: ClassVar[bool] = False
 
     def forward(self, products: Tensor, query_mask: Tensor, text_mask: Tensor) -> Tensor:
         """(N,) scores.
@@ -56,10 +63,11 @@ class Dot(Interaction):
 class MaxSim(Interaction):
     """The sum over a query's vectors of the largest product with any of the text's (ColBERT, arXiv:2004.12832, eq. 3)."""
 
+    idempotent = True
+
     def forward(self, products: Tensor, query_mask: Tensor, text_mask: Tensor) -> Tensor:
         """(N,) scores; see ``Interaction``."""
-        # sorted by length, most batches on a CPU have no padding; on a GPU looking would cost more than masking
-        if not (text_mask.is_cpu and text_mask.all()):
+        if not (text_mask.is_cpu and text_mask.all()):      # on another device, looking would wait for it
             products = products.masked_fill(~text_mask[:, :, None], torch.finfo(products.dtype).min)
         best = products.amax(1)                                                                            # (N, Tq)
         return (best * query_mask).sum(1)

@@ -21,10 +21,10 @@ from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import TokenTable, tokenise
 from .base import Ranker, Tokens
 from .side import OneSide
-from .vectors import Held, Ragged, Vectors
+from .vectors import Held, Ragged, Scratch, Vectors
 
 Side = Literal["query", "text"]
-COMPARED = {"cpu": 1 << 14, "cuda": 1 << 20}    # vectors of texts that are compared with a query at once, by kind of device: on a CPU they stay in its cache
+COMPARED = {"cpu": 1 << 13, "cuda": 1 << 20}    # vectors of texts that are compared with a query at once, by kind of device: on a CPU they stay in its cache
 FEW = 8                 # texts of a query for which a comparison of their own is not worth it
 HELD = 1 << 28          # bytes of texts' vectors that are held at once while a frame is scored
 
@@ -170,7 +170,7 @@ class TwoSided(Ranker):
         return texts.cut
 
     def _score_rows(self, queries: Ragged, query_rows: np.ndarray, texts: Held, text_rows: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
-        scores = np.empty(len(query_rows), dtype=np.float32)
+        scores, interaction, scratch = np.empty(len(query_rows), dtype=np.float32), self.model.interaction, Scratch()
         order = np.argsort(query_rows, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1) if len(order) else []
         few = [rows for rows in groups if len(rows) < FEW]
@@ -181,7 +181,8 @@ class TwoSided(Ranker):
 
             def compare(some: np.ndarray, rows: np.ndarray = rows, query: Vectors | None = query) -> np.ndarray:
                 own = query if query is not None else queries.padded(query_rows[rows[some]], self.device)
-                found: np.ndarray = self.model.interaction.pairs(own, texts.padded(text_rows[rows[some]], self.device)).float().cpu().numpy()
+                theirs = texts.padded(text_rows[rows[some]], self.device, interaction.idempotent, scratch)      # repeated, so that there are no products to mask
+                found: np.ndarray = interaction.pairs(own, theirs).float().cpu().numpy()
                 return found
 
             scores[rows] = scoring.by_length(texts.lengths[text_rows[rows]] + self._beside(), compare, self._compared(), progress)

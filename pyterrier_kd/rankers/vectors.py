@@ -6,6 +6,7 @@ are padded to the longest of a few texts of similar length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,20 @@ class Vectors:
                    torch.cat([nn.functional.pad(p.mask, (0, more)) for p, more in zip(pieces, wider, strict=True)]))
 
 
+class Scratch:
+    """Memory of the CPU that the pieces of a computation use one after the other: asking the system anew for each costs as much as what is done with it."""
+
+    def __init__(self) -> None:
+        self._held: dict[torch.dtype, Tensor] = {}
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of any content, until the next of this type is asked for."""
+        size = math.prod(shape)
+        if dtype not in self._held or len(self._held[dtype]) < size:
+            self._held[dtype] = torch.empty(size, dtype=dtype)
+        return self._held[dtype][:size].view(shape)
+
+
 class Held(Protocol):
     """The vectors of many texts, wherever they are."""
 
@@ -56,8 +71,8 @@ class Held(Protocol):
     def cut(self) -> int:
         """How many of the texts were longer than their ranker reads."""
 
-    def padded(self, rows: np.ndarray, device: torch.device | str) -> Vectors:
-        """Some of the texts, padded to the longest of them, as float32."""
+    def padded(self, rows: np.ndarray, device: torch.device | str, repeated: bool = False, scratch: Scratch | None = None) -> Vectors:
+        """Some of the texts, padded to the longest of them, as float32; see ``Ragged.padded``."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +104,23 @@ class Ragged:
         starts = np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
         return cls(torch.cat(list(texts)) if texts else torch.empty(0, width), starts, cut)
 
-    def padded(self, rows: np.ndarray, device: torch.device | str) -> Vectors:
-        """Some of the texts, padded to the longest of them, as float32."""
+    def padded(self, rows: np.ndarray, device: torch.device | str, repeated: bool = False, scratch: Scratch | None = None) -> Vectors:
+        """Some of the texts, padded to the longest of them, as float32.
+
+        Args:
+            rows: (n,) which.
+            device: Where they go.
+            repeated: Whether padding counts: it repeats a text's last vector. Default False.
+            scratch: Where the vectors may be put; they then stand until the next are. Default None: in memory of their own.
+        """
         lengths = self.lengths[rows]
         places = np.arange(lengths.max())[None, :]                                           # (1, T)
-        mask = torch.from_numpy(places < lengths[:, None])
+        mask = torch.from_numpy((places < lengths[:, None]) | (repeated & (lengths[:, None] > 0)))
         index = torch.from_numpy((self.starts[rows][:, None] + np.minimum(places, lengths[:, None] - 1)).ravel()).to(self.flat.device)
-        found = self.flat.index_select(0, index).to(device).float()      # on a CPU several times as fast as indexing
+        if scratch is None or not self.flat.is_cpu or torch.device(device).type != "cpu":
+            found = self.flat.index_select(0, index).to(device).float()      # on a CPU several times as fast as indexing
+        else:
+            shape = (len(index), self.flat.shape[1])
+            found = torch.index_select(self.flat, 0, index, out=scratch(shape, self.flat.dtype))
+            found = found if found.dtype == torch.float32 else scratch(shape, torch.float32).copy_(found)
         return Vectors(found.view(*mask.shape, -1), mask.to(device))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..errors import StoreError
 from ..formats.checkpoints import METADATA, read_json, write_json
-from ..rankers.vectors import Ragged, Vectors
+from ..rankers.vectors import Ragged, Scratch, Vectors
 from . import docnos
 
 VERSION = 1
@@ -68,11 +68,11 @@ class StoredVectors:
     def _parts(self) -> tuple[Ragged, Ragged | None]:
         return Ragged(self.flat, self.starts), None if self.scales is None else Ragged(self.scales[:, None], self.starts)
 
-    def padded(self, rows: np.ndarray, device: torch.device | str) -> Vectors:
-        """Some of the documents, padded to the longest of them, as float32."""
+    def padded(self, rows: np.ndarray, device: torch.device | str, repeated: bool = False, scratch: Scratch | None = None) -> Vectors:
+        """Some of the documents, padded to the longest of them, as float32; see ``Ragged.padded``."""
         values, scales = self._parts
-        found = values.padded(rows, device)
-        return found if scales is None else Vectors(found.vectors * scales.padded(rows, device).vectors, found.mask)
+        found = values.padded(rows, device, repeated, scratch)
+        return found if scales is None else Vectors(found.vectors.mul_(scales.padded(rows, device).vectors), found.mask)
 
 
 def quantised(flat: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
