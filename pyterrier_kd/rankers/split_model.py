@@ -96,6 +96,8 @@ class Joined:
         model: The model.
     """
 
+    idempotent = False      # see ``Interaction``
+
     def __init__(self, model: SplitModel) -> None:
         self.model = model
 
