@@ -13,7 +13,7 @@ demo: $(VENV)/made
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 slow: $(VENV)/made
 	$(BIN)/python -m pytest -m "slow or gpu"

@@ -14,7 +14,7 @@ DEMO = [
     'pyterrier_pisa>=0.4; sys_platform == "linux" and platform_machine == "x86_64"',
 ]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5"]
-TEST = ["pytest>=8", "onnxruntime>=1.20", "sentence-transformers[train]>=5", "tensorboard>=2.16"]
+TEST = ["pytest>=8", "pytest-xdist>=3", "onnxruntime>=1.20", "sentence-transformers[train]>=5", "tensorboard>=2.16"]
 
 setup(
     name="pyterrier-kd",
