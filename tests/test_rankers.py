@@ -288,7 +288,7 @@ def test_two_text_loaders_that_look_alike_make_two_rankers(make) -> None:
 
 def test_the_batch_size_is_a_number_for_those_who_read_it() -> None:
     ranker = make_cross()
-    assert ranker.batch_size == 64
+    assert ranker.batch_size == 1024
     ranker.batch_size = 3
     assert ranker.batch_size == ranker.rows_a_batch == 3
 

@@ -32,6 +32,8 @@ from .saved import Saved
 from .shrink import kinds_of
 from .taps import listening
 
+BROUGHT = 1024      # documents that PyTerrier brings at once when it indexes
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -71,8 +73,11 @@ class Ranker(Saved, pt.Transformer, ABC):
 
     @property
     def batch_size(self) -> int:
-        """The most rows a batch, as a number for those who read it (a stage that feeds this one in batches); where none was given, 64."""
-        return self.rows_a_batch or 64
+        """The most rows a batch, as a number for those who read it; where none was given, 1,024.
+
+        PyTerrier reads it when it indexes, and brings so many documents at once: of many, those of one length make a batch.
+        """
+        return self.rows_a_batch or BROUGHT
 
     @batch_size.setter
     def batch_size(self, rows: int | None) -> None:
