@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +38,7 @@ parser.add_argument("--only", default="score,train,overhead")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--data", default="../shared/data", help="the folder that holds nfcorpus and medquad")
 args = parser.parse_args()
-warnings.filterwarnings("ignore")
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+turns.quiet()
 
 
 def ratio(ours: list[float], theirs: list[float]) -> str:

@@ -20,7 +20,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +43,7 @@ parser.add_argument("--dtype", default="float16", help="of the stores")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--data", default="../shared/data", help="the folder that holds nfcorpus and medquad")
 args = parser.parse_args()
-warnings.filterwarnings("ignore")
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+turns.quiet()
 QUERY = "what are the side effects of statins for older patients"
 
 

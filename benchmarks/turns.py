@@ -2,9 +2,18 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
+import transformers
+
+
+def quiet() -> None:
+    """Nothing but figures is printed."""
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def rounds(contestants: dict[str, Callable[[], object]], count: int, device: str) -> dict[str, list[float]]:

@@ -69,7 +69,7 @@ def require_classic(ranker: Ranker, format: str) -> tuple[ColBERT, Tensor]:
     projected = len(steps) == 2 and isinstance(steps[0], Dense) and isinstance(steps[1], Normalize) and steps[0].linear.bias is None and steps[0].activation_name == "Identity"
     wanted = {"a projection without bias, then norm 1": projected, "expansion='fill'": ranker.expansion == "fill", "expand_before_end=False": not ranker.expand_before_end,
               "no prompts": not ranker.query_prompt and not ranker.text_prompt, "a marker on each side": bool(ranker.query_marker and ranker.text_marker),
-              "skip=() or 'punctuation'": ranker.skip in ((), PUNCTUATION), "float32": ranker.dtype in (None, torch.float32)}
+              "skip=() or 'punctuation'": ranker.skip in ((), PUNCTUATION), "float32": ranker.dtype is None}
     lacking = [name for name, holds in wanted.items() if not holds]
     if lacking:
         raise ExportError(f"colbert's code scores with {', '.join(wanted)}; {ranker!r} lacks: {', '.join(lacking)}. Train one with preset='v1' or 'v2'.")

@@ -49,6 +49,14 @@ def require_strings(frame: pd.DataFrame, column: str, who: Any) -> None:
                         f"(first: {some(rows)}). Drop those rows, or fill the column with frame[{column!r}].fillna('').")
 
 
+def require_unique(frame: pd.DataFrame, what: str, who: Any) -> None:
+    """Refuses rows of the same query and document."""
+    repeated = frame.duplicated(["qid", "docno"])
+    if repeated.any():
+        raise DataError(f"{who!r}: {int(repeated.sum())} {what} stand there again (first: {frame.loc[repeated, ['qid', 'docno']].iloc[0].tolist()}): "
+                        "drop duplicates of (qid, docno) before.")
+
+
 def distinct(values: Iterable[Any], what: str, who: Any) -> tuple[np.ndarray, list[str]]:
     """The distinct strings of N, and (N,) int64 which of them each is.
 

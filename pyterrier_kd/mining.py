@@ -15,7 +15,6 @@ import pandas as pd
 from .errors import DataError
 from .frames import fields_of
 from .rankers import TwoSided
-from .rankers.interactions import Dot, MaxSim
 from .stores import DocumentStore
 
 
@@ -46,7 +45,7 @@ class Mined:
         Raises:
             DataError: If the student does not retrieve.
         """
-        if not isinstance(student, TwoSided) or not isinstance(student.model.interaction, Dot | MaxSim):
+        if not (isinstance(student, TwoSided) and student.retrieves):
             raise DataError(f"{self!r} retrieves with the student, which must be a BertDot or a ColBERT; {student!r} cannot. Write a function that makes candidates of it.")
         fields = fields_of(student.text_field)
         with tempfile.TemporaryDirectory(prefix="kd-mined-") as folder:

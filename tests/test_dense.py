@@ -40,7 +40,7 @@ def best(dense: kd.BertDot, documents: list[dict]) -> pd.DataFrame:
     return dense(TOPICS.merge(pd.DataFrame(documents), how="cross")).sort_values(["qid", "rank"])
 
 
-def same(found: pd.DataFrame, best: pd.DataFrame, depth: int = 10) -> None:
+def assert_same(found: pd.DataFrame, best: pd.DataFrame, depth: int = 10) -> None:
     """Whether a ranking is that of all documents, with the same scores."""
     expected = best.groupby("qid").head(depth)
     found = found.sort_values(["qid", "score"], ascending=[True, False])
@@ -61,8 +61,8 @@ RETRIEVERS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("name", RETRIEVERS)
 def test_retrievers(name: str, dense: kd.BertDot, index: object, best: pd.DataFrame) -> None:
-    same((dense >> RETRIEVERS[name](index))(TOPICS), best)
-    same((dense.query_encoder() >> RETRIEVERS[name](index))(TOPICS), best)
+    assert_same((dense >> RETRIEVERS[name](index))(TOPICS), best)
+    assert_same((dense.query_encoder() >> RETRIEVERS[name](index))(TOPICS), best)
 
 
 @pytest.mark.parametrize("scorer", ["scorer", "np_scorer", "torch_scorer", "vec_loader"])
@@ -88,4 +88,4 @@ WALKS: dict[str, Callable] = {
 def test_walks_over_the_graph_of_documents(name: str, dense: kd.BertDot, index: object, best: pd.DataFrame) -> None:
     first = pt.Transformer.from_df(best.groupby("qid").tail(40)[["qid", "query", "docno", "score"]])     # the worst documents: the walk must find the others
     walk = first >> dense.query_encoder() >> WALKS[name](index)
-    same(walk(TOPICS).groupby("qid").head(10), best)
+    assert_same(walk(TOPICS).groupby("qid").head(10), best)

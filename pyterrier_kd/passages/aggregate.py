@@ -9,6 +9,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import DataError
+from ..frames import require_unique
 from ..groups import parent_docno
 
 KINDS = ("max", "first", "mean", "k_max_mean")
@@ -42,9 +43,7 @@ class Aggregate(pt.Transformer):
         frame = inp.drop(columns=["rank"], errors="ignore").reset_index(drop=True)
         if not len(frame):
             return pt.model.add_ranks(frame.assign(score=pd.Series(dtype="float64")))
-        if (repeated := frame.duplicated(["qid", "docno"])).any():
-            raise DataError(f"{self!r}: {int(repeated.sum())} passages stand there again (first: {frame.loc[repeated, ['qid', 'docno']].iloc[0].tolist()}): "
-                            "drop duplicates of (qid, docno) before.")
+        require_unique(frame, "passages", self)
         parent = parent_docno(frame["docno"].astype(str))
         documents = frame.groupby(["qid", parent.rename("parent")], sort=False).ngroup().to_numpy()
         number = frame["docno"].astype(str).str.extract(r"%p(\d+)$")[0].fillna(0).astype(int).to_numpy() * (self.kind == "first")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ..errors import DataError
+from ..frames import require_unique
 from ..rankers import Ranker
 from ..tokens import TokenTable
 from .aggregate import Aggregate
@@ -80,9 +80,7 @@ class RankByPassages(pt.Transformer):
         frame = frame.assign(docno=frame["docno"].astype(str))
         if not len(frame):
             return pt.model.add_ranks(frame.assign(score=pd.Series(dtype="float64")))
-        if (repeated := frame.duplicated(["qid", "docno"])).any():
-            raise DataError(f"{self!r}: {int(repeated.sum())} documents stand there again (first: {frame.loc[repeated, ['qid', 'docno']].iloc[0].tolist()}): "
-                            "drop duplicates of (qid, docno) before.")
+        require_unique(frame, "documents", self)
         heads, texts = self.cutter.sides(frame)
         rooms = self.cutter.rooms(frame)
         codes, queries = pd.factorize(frame["query"])

@@ -309,11 +309,12 @@ class Ranker(Saved, pt.Transformer, ABC):
 
     def clone(self) -> Self:
         """A ranker of its own with the same weights; training one leaves the other as it is."""
+        return self._with_model(copy.deepcopy(self.model), copy.deepcopy(self.metadata_))
+
+    def _with_model(self, model: torch.nn.Module, metadata: dict[str, Any]) -> Self:
+        """A copy with another model, which knows nothing that was remembered of this one's."""
         twin = copy.copy(self)
-        twin.model = copy.deepcopy(self.model)
-        twin.metadata_ = copy.deepcopy(self.metadata_)
-        twin._fingerprint = None
-        vars(twin).pop("represent", None)       # what a frozen one remembers is of other weights
+        twin.model, twin.metadata_, twin._fingerprint = model, metadata, None
         return twin
 
     def frozen(self, device: torch.device) -> Ranker:
@@ -334,12 +335,7 @@ class Ranker(Saved, pt.Transformer, ABC):
         Raises:
             ValueError: If a layer does not exist, or the hidden size does not fit.
         """
-        small = copy.copy(self)
-        small.model = self._shrunk_model(layers, hidden).to(self.device).eval()
-        small.metadata_ = {"shrunk_from": self.fingerprint()}
-        vars(small).pop("represent", None)
-        small._fingerprint = None
-        return small
+        return self._with_model(self._shrunk_model(layers, hidden).to(self.device).eval(), {"shrunk_from": self.fingerprint()})
 
     @abstractmethod
     def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
@@ -382,4 +378,4 @@ def best_device() -> torch.device:
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Computes in ``dtype`` where one is given, in float32 otherwise."""
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32))
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

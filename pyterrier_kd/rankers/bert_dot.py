@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import DataError, require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
-from ..frames import TextFields, distinct, explained, fields_of, row_texts
+from ..frames import TextFields, explained, fields_of, row_texts
 from ..signals import NO_LAYERS, LayerNumbers, Layers
 from ..tokens import Template, TokenTable, assemble
 from .base import require_tokenizer, takes_types
@@ -129,9 +129,8 @@ class BertDot(TwoSided):
 
     def _encode_all(self, side: Side, texts: Iterable[str]) -> np.ndarray:
         """(N, H) float32 vectors of texts, each distinct one encoded once."""
-        codes, found = distinct(texts, "queries" if side == "query" else "texts", self)
-        with self._inference():
-            vectors: np.ndarray = self.encode(side, self.table(side, found)).flat.cpu().numpy()
+        codes, encoded = self._encoded(side, texts)
+        vectors: np.ndarray = encoded.flat.cpu().numpy()
         return vectors[codes] if len(codes) else vectors
 
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> Tensor:
@@ -195,6 +194,11 @@ class BertDot(TwoSided):
         twin = super().frozen(device)
         assert isinstance(twin, BertDot)
         twin.represent = Memory(twin.represent, device)                                              # type: ignore[method-assign]
+        return twin
+
+    def _with_model(self, model: nn.Module, metadata: dict[str, Any]) -> Self:
+        twin = super()._with_model(model, metadata)
+        vars(twin).pop("represent", None)       # of a frozen one
         return twin
 
     def _save_model(self, folder: Path) -> None:

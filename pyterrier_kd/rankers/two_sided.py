@@ -20,6 +20,7 @@ from ..frames import distinct
 from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import TokenTable, tokenise
 from .base import Ranker, Tokens
+from .interactions import Dot, MaxSim
 from .side import OneSide
 from .vectors import Held, Ragged, Scratch, Vectors
 
@@ -64,6 +65,11 @@ class TwoSided(Ranker):
     def width(self) -> int:
         """The number of dimensions of a vector."""
         return int(self.model.width)
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether scores are made of single products, so that the nearest vectors find the best texts."""
+        return isinstance(self.model.interaction, Dot | MaxSim)
 
     def _shrunk_model(self, layers: int | Sequence[int] | None, hidden: int | None) -> torch.nn.Module:
         small: torch.nn.Module = self.model.shrunk(layers, hidden)
@@ -112,11 +118,15 @@ class TwoSided(Ranker):
             scoring.by_length(table.lengths + self._special(side), forward, self._tokens_a_batch(), progress, self.rows_a_batch)
         return Ragged.of(found, self.width, table.cut)
 
-    def _encode_all(self, side: Side, texts: Iterable[str]) -> Any:
-        """For each text its (T, H) float32 vectors, each distinct one encoded once."""
+    def _encoded(self, side: Side, texts: Iterable[str]) -> tuple[np.ndarray, Ragged]:
+        """The vectors of N texts' distinct ones, and (N,) which of these each is."""
         codes, found = distinct(texts, "queries" if side == "query" else "texts", self)
         with self._inference():
-            encoded = self.encode(side, self.table(side, found))
+            return codes, self.encode(side, self.table(side, found))
+
+    def _encode_all(self, side: Side, texts: Iterable[str]) -> Any:
+        """For each text its (T, H) float32 vectors, each distinct one encoded once."""
+        codes, encoded = self._encoded(side, texts)
         flat = encoded.flat.cpu().numpy()
         return [flat[encoded.starts[i]:encoded.starts[i + 1]] for i in codes]
 

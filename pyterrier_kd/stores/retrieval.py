@@ -16,7 +16,7 @@ import pyterrier as pt
 from ..errors import StoreError
 from ..frames import distinct, explained, fields_of
 from ..rankers import TwoSided
-from ..rankers.interactions import Dot, MaxSim
+from ..rankers.interactions import Dot
 from ..rankers.vectors import Ragged
 from .files import StoredVectors
 from .neighbours import set_probes, token_index
@@ -29,7 +29,7 @@ class StoreRetriever(pt.Transformer):
 
     def __init__(self, store: Any, ranker: TwoSided, num_results: int, neighbours: int, probes: int, factory: str | None, exhaustive: bool) -> None:
         self.stamp = store.require(ranker)
-        if not exhaustive and not isinstance(ranker.model.interaction, Dot | MaxSim):
+        if not (exhaustive or ranker.retrieves):
             raise StoreError(f"{type(ranker).__name__} does not compare by products of vectors, of which an index finds the largest: pass exhaustive=True to score every document, "
                              "or re-rank another retriever's documents with store.scorer(ranker).")
         self.store, self.ranker, self.num_results, self.exhaustive = store, ranker, num_results, exhaustive
@@ -38,10 +38,8 @@ class StoreRetriever(pt.Transformer):
         self.probes, self.factory = probes, factory
         self._index: tuple[StoredVectors, Any] | None = None
 
-    @property
-    def index(self) -> Any:
+    def _index_of(self, vectors: StoredVectors) -> Any:
         """The faiss index over all token vectors, built if there is none yet."""
-        vectors = self.store.vectors
         if self._index is None or self._index[0] is not vectors:
             self._index = (vectors, token_index(self.store.folder, vectors, self.factory, self.ranker.verbose))
             set_probes(self._index[1], self.probes)
@@ -62,25 +60,25 @@ class StoreRetriever(pt.Transformer):
             return topics.assign(docno=pd.Series(dtype=object), score=pd.Series(dtype="float64"), rank=pd.Series(dtype="int64"))
         codes, queries = distinct(topics["query"], "queries", self)
         ranker = self.ranker
-        found = []
+        found, vectors = [], self.store.vectors
+        index = None if self.exhaustive else self._index_of(vectors)
         with ranker._inference():
             prepared = ranker._prepare_queries(queries)
             for query in pt.tqdm(range(len(queries)), desc=f"{type(ranker).__name__} retriever", unit="q", disable=not ranker.verbose):
-                found.append(self._best(prepared, query))
+                found.append(self._best(prepared, query, vectors, index))
         rows = np.concatenate([np.full(len(found[code][0]), i) for i, code in enumerate(codes)])
         docs = np.concatenate([found[code][0] for code in codes])
         scores = np.concatenate([found[code][1] for code in codes])
         out = topics.drop(columns=["score", "rank", *fields_of(ranker.text_field)], errors="ignore").iloc[rows].reset_index(drop=True)
         return pt.model.add_ranks(out.assign(docno=np.array(self.store.docnos.named(docs), dtype=object), score=scores.astype("float64")))
 
-    def _best(self, queries: Ragged, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers and scores of a query's best documents, best first."""
-        vectors: StoredVectors = self.store.vectors
-        if self.exhaustive:
+    def _best(self, queries: Ragged, query: int, vectors: StoredVectors, index: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers and scores of a query's best documents, best first; without an index, of all."""
+        if index is None:
             docs = np.arange(len(vectors.starts) - 1)
         else:
             own = queries.flat[queries.starts[query]:queries.starts[query + 1]].float().cpu().numpy()
-            near = self.index.search(np.ascontiguousarray(own), self.neighbours)[1]
+            near = index.search(np.ascontiguousarray(own), self.neighbours)[1]
             docs = np.unique(np.searchsorted(vectors.starts, np.unique(near[near >= 0]), side="right") - 1)
         scores = self.ranker._score_rows(queries, np.full(len(docs), query), vectors, docs, lambda _: None)
         best = np.argsort(-scores, kind="stable")[:self.num_results]
