@@ -160,7 +160,7 @@ class Distiller(pt.Estimator):
         """
         self.measure = measure_of(self.measure)
         strategy, start = self.stages(), self.student_ if self.warm_start and self.student_ is not None else self.student
-        if self.keep_top is not None and (not isinstance(self.keep_top, KeepTop) or self.teacher is None):
+        if self.keep_top is not None and (not isinstance(self.keep_top, KeepTop) or scores_by(self.teacher) is None):
             raise ValueError(f"Distiller(keep_top={self.keep_top!r}) keeps the passages that the teacher scores highest: it needs a teacher=, and a value such as kd.KeepTop(5).")
         if self.tracker is not None and self.checkpoint is None:
             raise ValueError(f"Distiller(tracker={self.tracker!r}) writes into the checkpoint folder: pass checkpoint= as well.")
@@ -170,6 +170,8 @@ class Distiller(pt.Estimator):
             raise ValueError("Distiller.fit got pairs by ids together with qrels, or a student that reads several fields: pairs have labels of their own, and one text a document.")
         losses = self._losses(strategy, start, given=isinstance(tr, TrainingPairs) and tr.groups.teacher is not None)
         candidates = tr if tr is None or isinstance(tr, TrainingPairs) else self._candidates(tr, "fit")
+        if isinstance(tr, TrainingPairs) and any(stage.candidates is not None for stage in strategy.stages):
+            qrels_tr = tr.qrels()       # of the candidates that a stage makes for itself
         sources = self._sources(strategy, start, candidates, qrels_tr)
         validate = self._validation(va, qrels_va)
         if candidates is not None:
@@ -209,11 +211,13 @@ class Distiller(pt.Estimator):
             needs = stage.loss.needs
             for name in sorted(needs.student - student.signal_names):
                 raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
-            teacher = stage.taught_by(self.teacher)
-            if isinstance(teacher, BySignal) and teacher.scores is None and "scores" in needs.teacher and not given:
+            teacher, known = stage.taught_by(self.teacher), given and stage.candidates is None
+            if given and not known and "scores" in needs.teacher and scores_by(teacher) is None:
+                raise DataError(f"The stage {stage.name!r} makes candidates of its own, of which these pairs hold no scores: pass a teacher= to the Distiller or to the stage.")
+            if isinstance(teacher, BySignal) and teacher.scores is None and "scores" in needs.teacher and not known:
                 raise DataError(f"{teacher!r}: {stage.loss!r} needs scores of queries with their own texts, which these data do not hold: pass scores=, or pairs "
                                 "of kd.pairs.from_score_file.")
-            if needs.teacher and teacher is None and not (given and needs.teacher == {"scores"}):
+            if needs.teacher and teacher is None and not (known and needs.teacher == {"scores"}):
                 raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return bound_losses(strategy, student, self.teacher, self.seed)
 
@@ -226,6 +230,8 @@ class Distiller(pt.Estimator):
                 special = len(student.tokenizer("")["input_ids"])
                 sources.append(Corpus(stage.corpus, student.tokenizer, stage.length - special, fields_of(student.text_field)))
             elif stage.candidates is not None:
+                if stage.loss.needs.labels and qrels is None:
+                    raise DataError(f"{stage.loss!r} learns from labels: pass qrels to fit for the candidates that the stage {stage.name!r} makes.")
                 sources.append(None)
             elif groups is None:
                 raise DataError(f"The stage {stage.name!r} trains on candidates: pass a frame of them as fit's first argument. Only stages with a corpus need none.")
@@ -236,7 +242,7 @@ class Distiller(pt.Estimator):
     def _with_scores(self, strategy: Strategy, sources: list[Source | None], candidates: Candidates) -> list[Source | None]:
         """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none."""
         if self.keep_top is not None:
-            every = self._scored(self.teacher, candidates, np.arange(rows_in(candidates)))
+            every = self._scored(scores_by(self.teacher), candidates, np.arange(rows_in(candidates)))
             for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
                 if isinstance(source, Groups):
                     kept = self.keep_top(source.starts, source.parent, every[source.row])
@@ -247,7 +253,7 @@ class Distiller(pt.Estimator):
     def _taught(self, index: int, stage: Stage, source: Groups, candidates: Candidates) -> Groups:
         """The groups of one stage with its teacher's scores. The teacher is asked only for the rows that training will see, wherever these are known ahead."""
         teacher, needs = stage.taught_by(self.teacher), stage.loss.needs.teacher
-        teacher = teacher.scores if isinstance(teacher, BySignal) and "scores" in needs else teacher if needs == {"scores"} else None
+        teacher = scores_by(teacher) if needs == {"scores"} or isinstance(teacher, BySignal) and "scores" in needs else None
         if teacher is None:
             return source
         rows = source.row
@@ -280,6 +286,11 @@ class Distiller(pt.Estimator):
                 warnings.warn("Distiller.fit got validation candidates without qrels: it trains without validation.", stacklevel=3)
             return None
         return validation(*self._candidates(va, "fit (validation)"), qrels, self.measure)
+
+
+def scores_by(teacher: Any) -> Any:
+    """Who scores queries with their own texts: the teacher, or a part of it; None if nobody does."""
+    return teacher.scores if isinstance(teacher, BySignal) else teacher
 
 
 def rows_in(candidates: Candidates) -> int:

@@ -101,11 +101,21 @@ def tokenise(tokenizer: Any, texts: Sequence[str], limit: int, prompt: str = "")
 
 
 def encode(tokenizer: Any, texts: list[str], limit: int | None = None) -> list[list[int]]:
-    """The ids of each text without special tokens, at most ``limit`` of them."""
-    ids: list[list[int]] = tokenizer(
-        texts, add_special_tokens=False, truncation=limit is not None, max_length=limit, padding=False,
-        return_attention_mask=False, return_token_type_ids=False, verbose=False,
-    )["input_ids"]
+    """The ids of each text without special tokens, at most ``limit`` of them.
+
+    Raises:
+        DataError: If a text holds half of a surrogate pair, which no tokenizer reads.
+    """
+    try:
+        ids: list[list[int]] = tokenizer(
+            texts, add_special_tokens=False, truncation=limit is not None, max_length=limit, padding=False,
+            return_attention_mask=False, return_token_type_ids=False, verbose=False,
+        )["input_ids"]
+    except (TypeError, UnicodeEncodeError) as error:
+        if broken := [text[:60] for text in texts if any("\ud800" <= character <= "\udfff" for character in text)]:
+            raise DataError(f"{len(broken)} of {len(texts)} texts hold half of a surrogate pair, which is no character: {some(broken)}. "
+                            "Replace it: text.encode('utf-8', 'replace').decode().") from error
+        raise
     return ids
 
 

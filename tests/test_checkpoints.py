@@ -1,5 +1,6 @@
 """Folders: what is saved comes back, foreign ones are read exactly, damaged ones name what is wrong."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -344,7 +345,9 @@ def test_bi_encoders_of_sentence_transformers_are_read_exactly(encoder, tmp_path
     model = st.SentenceTransformer(modules=parts, device="cpu", prompts={"query": "find ", "document": "read "})
     model.max_seq_length = 12
     model.save_pretrained(str(tmp_path / "st"))
-    ranker = kd.load(tmp_path / "st", device="cpu")
+    said = contextlib.nullcontext() if modules.endswith("normalize") else pytest.warns(UserWarning, match="by 'cosine' and does not normalise them.*Pass normalize=True")
+    with said:
+        ranker = kd.load(tmp_path / "st", device="cpu")
     assert isinstance(ranker, kd.BertDot)
     assert ranker.pooling == pooling
     assert ranker.doc_length == 12
@@ -355,13 +358,24 @@ def test_bi_encoders_of_sentence_transformers_are_read_exactly(encoder, tmp_path
         theirs = st.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
         assert np.allclose(theirs.encode_document(TEXTS), saved.encode_docs(TEXTS), atol=1e-6)
         assert np.allclose(theirs.encode_query(TEXTS), saved.encode_queries(TEXTS), atol=1e-6)
+        kd.load(tmp_path / "ours", device="cpu")        # written with its similarity: nothing to warn of
+
+
+def test_a_folder_that_compares_by_the_cosine(encoder, frame, tmp_path) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer import modules as m
+    model = st.SentenceTransformer(modules=[m.Transformer(encoder), m.Pooling(32)], device="cpu")
+    model.save_pretrained(str(tmp_path / "st"))
+    cosines = [float(model.similarity(model.encode_query(q), model.encode_document(t))) for q, t in zip(frame["query"], frame["text"], strict=True)]
+    assert np.allclose(kd.load(tmp_path / "st", normalize=True, device="cpu")(frame)["score"], cosines, atol=1e-6)
+    assert not np.allclose(kd.load(tmp_path / "st", normalize=False, device="cpu")(frame)["score"], cosines, atol=1e-2)
 
 
 def test_a_narrower_student_with_a_dense_layer(encoder, tmp_path) -> None:
     st = pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer import modules as m
     st.SentenceTransformer(modules=[m.Transformer(encoder), m.Pooling(32), m.Dense(32, 8)], device="cpu").save_pretrained(str(tmp_path / "st"))
-    small = kd.BertDot(str(tmp_path / "st"), device="cpu").shrink(layers=1, hidden=16)
+    small = kd.BertDot(str(tmp_path / "st"), normalize=False, device="cpu").shrink(layers=1, hidden=16)
     assert small.encode_docs(TEXTS).shape == (4, 8)
     small.save(tmp_path / "small")
     assert np.allclose(kd.load(tmp_path / "small", device="cpu").encode_docs(TEXTS), small.encode_docs(TEXTS), atol=1e-6)

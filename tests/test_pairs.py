@@ -46,6 +46,39 @@ def test_a_score_file_is_its_distinct_pairs_with_their_mean_scores(name: str, se
     assert sum(map(len, asked)) == len(set().union(*asked)) == 8                # no query is in two
 
 
+def test_files_of_several_teachers_are_an_ensemble(tmp_path: Path) -> None:
+    rows = [("a", "q0", "d1", "d2", 4.0, 2.0), ("a", "q0", "d1", "d3", 6.0, 0.0), ("b", "q0", "d1", "d2", 50.0, 10.0), ("b", "q1", "d2", "d3", 30.0, 20.0)]
+    for name in "ab":
+        (tmp_path / name).write_text("".join(f"{p}\t{n}\t{q}\t{a}\t{b}\n" for own, q, a, b, p, n in rows if own == name))
+    expected = {("q0", "d1"): (5 + 50) / 2, ("q0", "d2"): (2 + 10) / 2, ("q0", "d3"): 0.0, ("q1", "d2"): 30.0, ("q1", "d3"): 20.0}
+    of_a, of_b = {"d1": 5.0, "d2": 2.0, "d3": 0.0}, {("q0", "d1"): 50.0, ("q0", "d2"): 10.0, ("q1", "d2"): 30.0, ("q1", "d3"): 20.0}
+    a, b = np.array(list(of_a.values())), np.array(list(of_b.values()))
+    scaled = {"d1": (5 - a.mean()) / a.std(), "d2": (2 - a.mean()) / a.std()}, {key: (value - b.mean()) / b.std() for key, value in of_b.items()}
+    standard = {("q0", d): (scaled[0][d] + scaled[1]["q0", d]) / 2 for d in ("d1", "d2")} | {("q0", "d3"): -a.mean() / a.std()} | {k: scaled[1][k] for k in of_b if k[0] == "q1"}
+    for settings, wanted in (({}, expected), ({"standardise": True}, standard)):
+        read = pairs.from_score_file([tmp_path / "a", tmp_path / "b"], QUERIES, TEXTS, **settings)
+        found = dict(zip(zip(np.repeat(read.qids, read.groups.sizes).tolist(), read.docnos[read.groups.text], strict=True), read.groups.teacher.tolist(), strict=True))
+        assert found == pytest.approx(wanted)
+    with pytest.raises(DataError, match="There is no file '.*/c'"):
+        pairs.from_score_file([tmp_path / "a", tmp_path / "c"], QUERIES, TEXTS)
+
+
+def test_a_stage_that_mines_after_one_on_pairs_has_their_labels_and_needs_a_teacher(tmp_path: Path) -> None:
+    read = pairs.from_score_file(score_file(tmp_path / "scores.tsv"), QUERIES, TEXTS)
+    assert sorted(zip(*(read.qrels()[c] for c in ("qid", "docno")), strict=True)) == sorted({(q, a) for q, a, *_ in LINES})
+    topics = pd.DataFrame({"qid": list(QUERIES), "query": list(QUERIES.values())})
+    mined = kd.Mined([{"docno": d, "text": t} for d, t in TEXTS.items()], topics, read.qrels(), depth=6)
+    settings = {"steps": 2, "batch_size": 4, "dropout": 0, "verbose": False}
+    with pytest.raises(DataError, match="stage 'again' makes candidates of its own, of which these pairs hold no scores: pass a teacher="):
+        kd.Distiller(make_dot(), strategy=(kd.Stage(losses.MarginMSE()), kd.Stage(losses.MarginMSE(), candidates=mined, name="again")), **settings).fit(read)
+    for stage in (kd.Stage(losses.MarginMSE(), candidates=mined, teacher=make_cross(seed=3)), kd.Stage(losses.RankNet(), candidates=mined)):
+        history = kd.Distiller(make_dot(), strategy=(kd.Stage(losses.MarginMSE()), stage), **settings).fit(read).history_
+        assert history["loss"].notna().all()
+        assert history["step"].tolist() == [1, 2, 1, 2]
+    with pytest.raises(DataError, match="learns from labels: pass qrels to fit for the candidates that the stage 'train' makes"):
+        kd.Distiller(make_dot(), strategy=kd.Stage(losses.RankNet(), candidates=mined), **settings).fit()
+
+
 def test_a_student_learns_from_the_scores_of_a_file_and_only_reads_what_it_sees(tmp_path: Path) -> None:
     asked = []
 
@@ -141,6 +174,13 @@ def test_docpairs_of_ir_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     read = pairs.from_docpairs("irds:some/triples", queries=QUERIES, texts=TEXTS)
     assert read.groups.teacher is None
     assert read.groups.label.sum() == 8
+    asked = []
+    monkeypatch.setattr(pairs, "queries_of", lambda name: asked.append(name) or (lambda qids: [QUERIES[q] for q in qids]))
+    monkeypatch.setattr(pairs, "loader_of", lambda name, field: asked.append(name) or (lambda docnos: [TEXTS[d] for d in docnos]))
+    assert len(pairs.from_docpairs("some/triples")) == len(pairs.from_docpairs("irds:some/triples")) == 8
+    assert asked == ["irds:some/triples"] * 4           # PyTerrier's name of the dataset, however it was given
+    monkeypatch.undo()
+    monkeypatch.setattr(ir_datasets, "load", lambda name: Source())
     assert len(pairs.from_docpairs("irds:some/triples", queries=QUERIES, texts=TEXTS, limit=3)) == 3
     with pytest.raises(DataError, match="learns from a teacher"):
         kd.Distiller(make_dot(), loss=losses.MarginMSE(), steps=1, verbose=False).fit(read)

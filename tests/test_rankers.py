@@ -508,6 +508,8 @@ def test_pairs_that_are_none_are_refused(make) -> None:
         ranker.score(["tea", "tea"], ["jam", None])
     with pytest.raises(DataError, match=r"1 of 2 queries are no strings \(first: number 0, 3\)"):
         ranker.score([3, "tea"], ["jam", "egg"])
+    with pytest.raises(DataError, match=r"1 of 2 texts hold half of a surrogate pair, which is no character: 'jam \\ud83d'. Replace it"):
+        ranker.score(["tea", "tea"], ["jam \ud83d", "fig"])
 
 
 def test_sides_that_are_none_are_refused() -> None:

@@ -55,6 +55,7 @@ class Recipe:
         max_length: The most tokens of a text, or None where the folder does not say.
         query_prompt: Put before each query.
         text_prompt: Put before each text.
+        similarity: How vectors are compared, "dot" or another; where the folder does not say, "dot".
     """
 
     pooling: str
@@ -62,6 +63,12 @@ class Recipe:
     max_length: int | None
     query_prompt: str
     text_prompt: str
+    similarity: str = "dot"
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors have norm 1 at last."""
+        return bool(self.steps) and isinstance(self.steps[-1], Normalize)
 
 
 def kind_of(name: str) -> str | None:
@@ -106,7 +113,8 @@ def read(name: str) -> Recipe | None:
     prompts = settings.get("prompts") or {}
     default = prompts.get(settings.get("default_prompt_name") or "", "")
     return Recipe(pooling, tuple(steps), read_json(name, "sentence_bert_config.json").get("max_seq_length"),
-                  *(next((prompts[n] for n in names if prompts.get(n)), default) for names in (QUERY_PROMPTS, TEXT_PROMPTS)))
+                  *(next((prompts[n] for n in names if prompts.get(n)), default) for names in (QUERY_PROMPTS, TEXT_PROMPTS)),
+                  settings.get("similarity_fn_name") or "dot")
 
 
 def pooling_mode(name: str, config: dict[str, Any]) -> str:

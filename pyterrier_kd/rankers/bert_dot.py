@@ -8,6 +8,7 @@ wherever that goes: ``(dense >> FlexIndex(path)).index(corpus)``, ``dense >> ind
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -39,9 +40,10 @@ class BertDot(TwoSided):
     Args:
         model: A folder or hub name (a sentence-transformers bi-encoder is read with its pooling, dense layers,
             normalisation and prompts; a plain encoder, with ``pooling``), or a transformers encoder.
-        tokenizer: The model's tokenizer; only with a model object.
+        tokenizer: The model's tokenizer. Default: the folder's.
         pooling: "cls" or "mean". Default: what the folder says, else "cls" (arXiv:2010.02666).
-        normalize: Whether vectors have norm 1. Default: what the folder says, else False.
+        normalize: Whether vectors have norm 1. Default: whether the folder ends in a module that normalises; a warning tells of a folder that
+            does not and yet compares by the cosine, which is what sentence-transformers writes of models that never said.
         scale: Factor on the score, put on the query's side; use it where normalised scores are too small for margins.
             Default 1.
         query_length: The most tokens of a query, special ones included. Default: what the model takes.
@@ -75,12 +77,15 @@ class BertDot(TwoSided):
         if isinstance(model, str | Path):
             name = str(model)
             stored, metadata = stored_metadata(name, "BertDot")
-            tokenizer = load_tokenizer(name)
+            tokenizer = tokenizer or load_tokenizer(name)
             recipe = st.read(name) or st.Recipe("cls", (), None, "", "")
             model = DotModel(load_strict(transformers.AutoModel, name)[0], recipe.pooling, recipe.steps)
             query_prompt = recipe.query_prompt if query_prompt is None else query_prompt
             text_prompt = recipe.text_prompt if text_prompt is None else text_prompt
             limit = recipe.max_length
+            if normalize is None and recipe.similarity != "dot" and not recipe.normalizes:
+                warnings.warn(f"{name!r} compares vectors by {recipe.similarity!r} and does not normalise them: BertDot takes their dot product. "
+                              "Pass normalize=True for the cosine, or normalize=False if the dot product is what it was trained for.", stacklevel=2)
         require_tokenizer(tokenizer, "BertDot")
         if not isinstance(model, DotModel):
             model = DotModel(model, pooling or "cls", [])
