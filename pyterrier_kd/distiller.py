@@ -253,7 +253,7 @@ class Distiller(pt.Estimator):
     def _taught(self, index: int, stage: Stage, source: Groups, candidates: Candidates) -> Groups:
         """The groups of one stage with its teacher's scores. The teacher is asked only for the rows that training will see, wherever these are known ahead."""
         teacher, needs = stage.taught_by(self.teacher), stage.loss.needs.teacher
-        teacher = scores_by(teacher) if needs == {"scores"} or isinstance(teacher, BySignal) and "scores" in needs else None
+        teacher = scores_by(teacher) if needs == {"scores"} or (isinstance(teacher, BySignal) and "scores" in needs) else None
         if teacher is None:
             return source
         rows = source.row

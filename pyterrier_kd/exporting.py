@@ -1,7 +1,8 @@
 """``kd.export``: a trained ranker in the files of other software.
 
-``ranker.save`` writes folders that transformers and sentence-transformers read as they are. What is written here is for software that reads something else,
-and only where it would score as this package does: a setting that it does not have is an error, never left out.
+``ranker.save`` writes folders from which transformers and sentence-transformers read the model; settings that those do not know (a scale, a cross-encoder's
+lengths and prompts, a head on the first token) stand beside it for this package alone. What is written here is for software that reads something
+else, and only where it would score as this package does: a setting that it does not have is an error, never left out.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
 from .rankers.base import takes_types
 from .rankers.first_token import HEADS, first_token_only
 from .rankers.heads import scores_of
+from .tokens import tokenizer_fingerprint
 
 LARGE = 400_000_000     # parameters, of which an ONNX file (at most 2 GB) cannot hold more in float32; they then stand beside it
 BERT_BASE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 30522}     # what pyterrier_colbert builds, whatever a file says
+BERT_TOKENIZER = "515e440013b4b6a2"     # the fingerprint of its tokenizer
 
 
 def export(ranker: Ranker, path: str | Path, format: str) -> Path:
@@ -37,8 +40,8 @@ def export(ranker: Ranker, path: str | Path, format: str) -> Path:
 
     Args:
         ranker: What is written.
-        path: The folder or file.
-        format: "colbert-v2", a folder of colbert-ai; "dnn", a file that pyterrier_colbert loads; or "onnx", a folder with ``model.onnx``, the tokenizer
+        path: The folder or file. What an earlier export wrote there is replaced.
+        format: "colbert-v2", a folder of colbert-ai; "dnn", a file whose name ends so, that pyterrier_colbert loads; or "onnx", a folder with ``model.onnx``, the tokenizer
             and ``ranker.json``, which says what goes in and comes out: of a ``CrossEncoder`` scores (N,), of a ``BertDot`` vectors (N, H), of a
             ``ColBERT`` vectors (N, T, H). Needs the extra ``onnx``.
 
@@ -47,7 +50,7 @@ def export(ranker: Ranker, path: str | Path, format: str) -> Path:
 
     Raises:
         ExportError: If that software could not score as this ranker does.
-        FileExistsError: If there are other files in the folder, or a folder where a file is to be.
+        FileExistsError: If there are other files in the folder, or the path is not that of a .dnn file where one is to be.
         ImportError: If an extra is not installed.
         ValueError: If the format is unknown.
     """
@@ -66,7 +69,8 @@ def require_classic(ranker: Ranker, format: str) -> tuple[ColBERT, Tensor]:
     if not isinstance(ranker, ColBERT):
         raise ExportError(f"export(format={format!r}) writes a ColBERT; this is {ranker!r}.")
     steps = list(ranker.model.steps)
-    projected = len(steps) == 2 and isinstance(steps[0], Dense) and isinstance(steps[1], Normalize) and steps[0].linear.bias is None and steps[0].activation_name == "Identity"
+    projected = len(steps) == 2 and isinstance(steps[0], Dense) and isinstance(steps[1], Normalize) and steps[0].linear.bias is None \
+        and steps[0].activation_name == "Identity" and not steps[0].adds_input
     wanted = {"a projection without bias, then norm 1": projected, "expansion='fill'": ranker.expansion == "fill", "expand_before_end=False": not ranker.expand_before_end,
               "no prompts": not ranker.query_prompt and not ranker.text_prompt, "a marker on each side": bool(ranker.query_marker and ranker.text_marker),
               "skip=() or 'punctuation'": ranker.skip in ((), PUNCTUATION), "float32": ranker.dtype is None}
@@ -101,18 +105,25 @@ def write_dnn(ranker: Ranker, path: Path) -> None:
     if config.model_type != "bert" or found != BERT_BASE:
         raise ExportError(f"pyterrier_colbert builds bert-base-uncased for every .dnn file and would leave out silently what does not fit; this is a {config.model_type} "
                           f"of {found}, not of {BERT_BASE}.")
+    if tokenizer_fingerprint(colbert.tokenizer) != BERT_TOKENIZER:
+        raise ExportError("pyterrier_colbert reads with the tokenizer of bert-base-uncased; that of this ranker has another vocabulary, or reads otherwise.")
     settings = {"query_length": colbert.query_length, "doc_length": colbert.doc_length, "width": colbert.width, "skip": colbert.skip, "query_marker": colbert.query_marker,
                 "text_marker": colbert.text_marker, "attend_expansion": colbert.attend_expansion}
     fixed = {"query_length": 32, "doc_length": 180, "width": 128, "skip": (), "query_marker": "[unused0]", "text_marker": "[unused1]", "attend_expansion": False}
     if settings != fixed:
         raise ExportError(f"pyterrier_colbert scores with {fixed}; this ranker has {({k: v for k, v in settings.items() if v != fixed[k]})}.")
     weights = {f"bert.{name}": value.detach().cpu() for name, value in colbert.encoder.state_dict().items() if not name.endswith("position_ids")}
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a folder; a .dnn is a file.")
+    if path.suffix != ".dnn" or path.is_dir():
+        raise FileExistsError(f"{path} is {'a folder' if path.is_dir() else 'no .dnn file'}: pass the path of a file that ends in .dnn.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
-    torch.save({"epoch": 0, "batch": 0, "model_state_dict": {**weights, "linear.weight": weight}, "optimizer_state_dict": {},
-                "arguments": {"dim": colbert.width, "similarity": "cosine", "mask_punctuation": False, "query_maxlen": 32, "doc_maxlen": 180}}, fresh)
-    fresh.rename(path)
+    held = {"epoch": 0, "batch": 0, "model_state_dict": {**weights, "linear.weight": weight}, "optimizer_state_dict": {},
+                "arguments": {"dim": colbert.width, "similarity": "cosine", "mask_punctuation": False, "query_maxlen": 32, "doc_maxlen": 180}}
+    try:
+        torch.save(held, fresh)
+        fresh.rename(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def test_a_folder_of_another_kind(tmp_path) -> None:
     with pytest.raises(CheckpointError) as error:
         kd.BertDot(str(tmp_path / "c"))
     assert str(error.value) == f"{str(tmp_path / 'c')!r} holds a CrossEncoder, not a BertDot: load it with kd.load({str(tmp_path / 'c')!r})."
-    transformers.BertModel(make_config()).save_pretrained(tmp_path / "bare")
+    transformers.BertForMaskedLM(make_config()).save_pretrained(tmp_path / "bare")
     make_tokenizer().save_pretrained(tmp_path / "bare")
     with pytest.raises(CheckpointError, match=r"does not say which ranker it is: load it with one of kd.CrossEncoder\(...\), kd.BertDot\(...\)."):
         kd.load(tmp_path / "bare")

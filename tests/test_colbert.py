@@ -293,6 +293,35 @@ def test_folders_of_pylate_are_read(frame: pd.DataFrame, tmp_path: Path) -> None
         assert np.array_equal(again(frame)["score"], ranker(frame)["score"])
 
 
+@pytest.mark.parametrize(("outputs", "residual"), [(16, False), (16, True), (32, True)])
+def test_dense_layers_that_add_their_input_are_read_as_they_are(outputs: int, residual: bool, frame: pd.DataFrame, tmp_path: Path) -> None:
+    from pyterrier_kd.formats.sentence_transformers import Dense, Normalize
+    torch.manual_seed(5)
+    ranker = make_colbert()
+    dense = Dense(32, outputs, bias=False, residual=residual)
+    ranker.model.steps = torch.nn.ModuleList([dense, Normalize()])
+    weight, added = dense.linear.weight, (0 if not residual else torch.eye(32) if outputs == 32 else dense.residual.weight)
+    hidden = torch.randn(5, 32)
+    assert torch.allclose(dense(hidden), hidden @ (weight + added).T, atol=1e-6)
+    ranker.save(tmp_path / "m")
+    assert np.array_equal(kd.load(tmp_path / "m", device="cpu")(frame)["score"], ranker(frame)["score"])
+    assert np.allclose(sentence_transformers_scores(tmp_path / "m", frame), ranker(frame)["score"], atol=1e-4)
+    if outputs == 32:
+        with pytest.raises(ValueError, match="adds its input of 32 dimensions"):
+            ranker.shrink(hidden=16)
+    else:
+        assert ranker.shrink(hidden=16)(frame)["score"].notna().all()
+
+
+@pytest.mark.parametrize("ranker", [make_colbert(), make_dot(normalize=True)])
+def test_a_model_that_is_passed_stays_as_it_is(ranker: kd.ColBERT | kd.BertDot, frame: pd.DataFrame) -> None:
+    before = ranker(frame)["score"]
+    other = type(ranker)(ranker.model, ranker.tokenizer, normalize=False, device="cpu", **({"preset": "matchmaker"} if isinstance(ranker, kd.ColBERT) else {}))
+    assert not other.normalize
+    assert ranker.normalize
+    assert np.array_equal(ranker(frame)["score"], before)
+
+
 def test_a_plain_encoder_gets_a_new_projection_and_says_so(frame: pd.DataFrame, tmp_path: Path) -> None:
     encoder, tokenizer = marked(tmp_path)
     encoder.save_pretrained(tmp_path)
@@ -301,6 +330,7 @@ def test_a_plain_encoder_gets_a_new_projection_and_says_so(frame: pd.DataFrame, 
         ranker = kd.ColBERT(str(tmp_path), device="cpu")
     assert (ranker.head_, ranker.width, ranker.query_length, ranker.doc_length) == ("new", 128, 32, 64)
     assert ranker(frame)["score"].notna().all()
+    transformers.BertForMaskedLM(encoder.config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="does not say which ranker it is: load it with one of .*kd.ColBERT"):
         kd.load(tmp_path)
 
@@ -345,17 +375,33 @@ def test_dnn_files_are_written_for_bert_base_alone(frame: pd.DataFrame, tmp_path
     with pytest.raises(ExportError, match=r"pyterrier_colbert builds bert-base-uncased for every .dnn file .*; this is a bert of .*'num_hidden_layers': 2"):
         kd.export(ranker, tmp_path / "x.dnn", "dnn")
     config = ranker.encoder.config
+    own = exporting.tokenizer_fingerprint(ranker.tokenizer)
     monkeypatch.setattr(exporting, "BERT_BASE", {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": config.vocab_size})
+    with pytest.raises(ExportError, match="reads with the tokenizer of bert-base-uncased; that of this ranker has another vocabulary, or reads otherwise"):
+        kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    monkeypatch.setattr(exporting, "BERT_TOKENIZER", own)
     with pytest.raises(ExportError, match=r"pyterrier_colbert scores with .*; this ranker has {'doc_length': 64}"):
         kd.export(ranker, tmp_path / "x.dnn", "dnn")
     with pytest.raises(ExportError, match=r"pyterrier_colbert scores with .*; this ranker has .*'skip': \('!'"):
-        kd.export(classic(dim=128, query_length=32, preset="v2"), tmp_path / "x.dnn", "dnn")
+        second = classic(dim=128, query_length=32, preset="v2")
+        monkeypatch.setattr(exporting, "BERT_TOKENIZER", exporting.tokenizer_fingerprint(second.tokenizer))
+        kd.export(second, tmp_path / "x.dnn", "dnn")
+    monkeypatch.setattr(exporting, "BERT_TOKENIZER", own)
     ranker.doc_length = 180
+    with pytest.raises(FileExistsError, match="x is no .dnn file: pass the path of a file that ends in .dnn"):
+        kd.export(ranker, tmp_path / "x", "dnn")
+    kd.export(ranker, tmp_path / "new" / "x.dnn", "dnn")
     kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(torch, "save", lambda held, path: (path.write_bytes(b"half"), (_ for _ in ()).throw(OSError(28, "full")))[0])
+        kd.export(ranker, tmp_path / "x.dnn", "dnn")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "x.dnn"]
     held = torch.load(tmp_path / "x.dnn", weights_only=True)
     assert {"epoch", "batch", "model_state_dict", "arguments"} <= held.keys()
     assert not any("position_ids" in name for name in held["model_state_dict"])
-    monkeypatch.setattr(bare_weights, "HEAD_SIZE", 8)
+    with pytest.raises(CheckpointError, match="holds an encoder of 32 dimensions and does not say how many attention heads it has"):
+        kd.load(tmp_path / "x.dnn")
+    monkeypatch.setitem(bare_weights.ATTENTION_HEADS, 32, 4)
     again = kd.ColBERT(tmp_path / "x.dnn", ranker.tokenizer, device="cpu")
     assert np.allclose(again(frame)["score"], ranker(frame)["score"], atol=1e-5)
 

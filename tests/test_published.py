@@ -96,14 +96,53 @@ def test_prettr(frame: pd.DataFrame, tmp_path: Path) -> None:
         for number, layer in enumerate(encoder.transformer.layer):
             hidden = layer(hidden, (apart[:, None] == apart[None, :])[None, None] if number < 3 else None)
         assert float(head(hidden[0, 0])) == pytest.approx(scores[0], abs=1e-4)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**told, "join_layer_idx": 2}))
+    assert kd.load(tmp_path, device="cpu").join == 2
+    assert kd.PreTTR(tmp_path, join=1, device="cpu").join == 1
+
+
+@pytest.mark.parametrize("names", ["torch", "tensorflow"])
+@pytest.mark.parametrize("file", ["bert_config.json", "config.json"])
+def test_folders_of_tinyberts_code(names: str, file: str, frame: pd.DataFrame, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = transformers.BertConfig(vocab_size=len(make_tokenizer()), hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, max_position_embeddings=64,
+                                     initializer_range=0.2)
+    model = transformers.BertForSequenceClassification(config).eval()
+    weights = {**model.state_dict(), "fit_dense.weight": torch.zeros(64, 48), "fit_dense.bias": torch.zeros(64)}
+    if names == "tensorflow":
+        weights = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in weights.items()}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    told = {key: getattr(config, key) for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+                                                  "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "type_vocab_size")}
+    (tmp_path / file).write_text(json.dumps({**told, "pre_trained": "", "training": ""}))
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(make_tokenizer().get_vocab(), key=make_tokenizer().get_vocab().get)))
+    ranker = kd.load(tmp_path, device="cpu")
+    assert isinstance(ranker, kd.CrossEncoder)
+    assert (ranker.classes, ranker.head_, len(ranker.tokenizer)) == (2, "loaded", len(make_tokenizer()))
+    with torch.no_grad():
+        logits = [model(**make_tokenizer()(q, t, return_tensors="pt")).logits[0] for q, t in zip(frame["query"], frame["text"], strict=True)]
+    assert np.allclose(ranker(frame)["score"], [float(a[1] - a[0]) for a in logits], atol=1e-5)
+    torch.save({k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "pytorch_model.bin")         # a general one
+    with pytest.warns(UserWarning, match="no ranking head"):
+        assert kd.CrossEncoder(tmp_path, classes=2, device="cpu").head_ == "new"
+    torch.save({k: v for k, v in weights.items() if "layer.1.output.dense" not in k}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="missing weights 'bert.encoder.layer.1.output.dense"):
+        kd.load(tmp_path, device="cpu")
 
 
 def test_plain_encoders_are_not_taken_for_any_of_them(tmp_path: Path) -> None:
     distilbert().save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="is an encoder that does not say how a text becomes one vector: kd.load takes the first token's"):
+        ranker = kd.load(tmp_path, device="cpu")
+    assert isinstance(ranker, kd.BertDot)
+    assert (ranker.pooling, ranker.normalize) == ("cls", False)
+    assert kd.load(tmp_path, pooling="mean", device="cpu").pooling == "mean"
+    config = transformers.DistilBertConfig.from_pretrained(tmp_path)
+    transformers.DistilBertForMaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="does not say which ranker it is"):
         kd.load(tmp_path)
-    assert kd.BertDot(tmp_path, device="cpu").pooling == "cls"
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -128,6 +167,13 @@ def test_dnn_files(half: bool, frame: pd.DataFrame, tmp_path: Path) -> None:
 
     expected = [float((vectors(q, "[unused0]", True) @ vectors(t, "[unused1]", False).T).amax(1).sum()) for q, t in zip(frame["query"], frame["text"], strict=True)]
     assert np.allclose(ranker(frame)["score"], expected, atol=2e-2 if half else 1e-4)
+    told = argparse.Namespace(dim=16, similarity="cosine", query_maxlen=24, doc_maxlen=40, mask_punctuation=True)
+    torch.save({"model_state_dict": weights, "arguments": told}, tmp_path / "told.dnn")
+    ranker = kd.ColBERT(tmp_path / "told.dnn", tokenizer, device="cpu")
+    assert (ranker.query_length, ranker.doc_length, "." in ranker.skip) == (24, 40, True)
+    torch.save({"model_state_dict": weights, "arguments": {"similarity": "l2"}}, tmp_path / "l2.dnn")
+    with pytest.raises(CheckpointError, match="compares by 'l2'; of colbert's files, ColBERT reads those that compare by cosine"):
+        kd.load(tmp_path / "l2.dnn")
     torch.save({"model_state_dict": {k: v for k, v in weights.items() if "linear" not in k}}, tmp_path / "none.dnn")
     with pytest.raises(CheckpointError, match="has no linear.weight, the projection of a ColBERT"):
         kd.load(tmp_path / "none.dnn")

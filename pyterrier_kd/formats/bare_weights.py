@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError, some
-from .checkpoints import find_file, read_json
+from .checkpoints import find_file, read_json, read_weights
 
-HEAD_SIZE = 64          # dimensions of an attention head in all published BERTs and DistilBERTs
+ATTENTION_HEADS = {128: 2, 256: 4, 512: 8, 768: 12, 1024: 16}     # attention heads of BERTs by their width, where all that are published have as many
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Found:
         encoder: The transformers encoder.
         weights: What stands beside it.
         tokenizer: Where its tokenizer is: the folder itself, or the name of the model that it was made from.
+        told: What the checkpoint says besides.
     """
 
     ranker: str
     encoder: Any
     weights: Mapping[str, Tensor]
     tokenizer: str
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_dnn(name: str) -> bool:
@@ -46,25 +47,20 @@ def is_dnn(name: str) -> bool:
     return name.endswith(".dnn") and Path(name).is_file()
 
 
-def read_weights(name: str) -> dict[str, Tensor]:
-    """The weights of a folder, hub repository or ``.dnn`` file; {} where a folder has none in one file.
+def read_dnn(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a ``.dnn`` file, and the arguments of its training, as far as it has them.
 
     Raises:
         CheckpointError: If the file is damaged, or holds more than weights.
     """
     try:
-        if is_dnn(name):
-            with torch.serialization.safe_globals([argparse.Namespace]):        # the arguments of its training
-                held = torch.load(name, map_location="cpu", weights_only=True)
-            weights = held.get("model_state_dict", held)
-            return {key.removeprefix("module."): value for key, value in weights.items()}
-        if path := find_file(name, "model.safetensors"):
-            return load_file(path)
-        if path := find_file(name, "pytorch_model.bin"):
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        with torch.serialization.safe_globals([argparse.Namespace]):        # the arguments
+            held = torch.load(name, map_location="cpu", weights_only=True)
+        arguments = held.get("arguments") or {}
+        weights = {key.removeprefix("module."): value for key, value in held.get("model_state_dict", held).items()}
     except Exception as error:
         raise CheckpointError(f"{name!r} cannot be read as weights: {str(error).strip()[:300]}") from error
-    return {}
+    return weights, dict(arguments) if isinstance(arguments, Mapping) else vars(arguments)
 
 
 def read(name: str) -> Found | None:
@@ -74,11 +70,13 @@ def read(name: str) -> Found | None:
         CheckpointError: If weights are missing or unexpected.
     """
     if is_dnn(name):
-        weights = read_weights(name)
+        weights, arguments = read_dnn(name)
         if "linear.weight" not in weights:
             raise CheckpointError(f"{name!r} has no linear.weight, the projection of a ColBERT; it has {some(sorted(weights))}.")
+        if arguments.get("similarity", "cosine") != "cosine":
+            raise CheckpointError(f"{name!r} compares by {arguments['similarity']!r}; of colbert's files, ColBERT reads those that compare by cosine.")
         inner = {k.removeprefix("bert."): v for k, v in weights.items() if k.startswith("bert.")}
-        return Found("ColBERT", encoder_of(inner, name), beside(weights, {"linear.weight"}, "bert.", name), "bert-base-uncased")
+        return Found("ColBERT", encoder_of(inner, name), beside(weights, {"linear.weight"}, "bert.", name), str(arguments.get("model") or "bert-base-uncased"), arguments)
     config = read_json(name, "config.json")
     if config.get("model_type") not in ("BERT_Cat", "ColBERT", "distilbert"):
         return None
@@ -90,7 +88,7 @@ def read(name: str) -> Found | None:
         if "_classification_layer.weight" not in weights:
             return None
         inner = {k: v for k, v in weights.items() if not k.startswith("_classification_layer.")}
-        return Found("PreTTR", encoder_of(inner, name, config.get("n_heads")), beside(weights, {"_classification_layer.weight"}, "", name), tokenizer)
+        return Found("PreTTR", encoder_of(inner, name, config.get("n_heads")), beside(weights, {"_classification_layer.weight"}, "", name), tokenizer, config)
     inner = {k.removeprefix("bert_model."): v for k, v in weights.items() if k.startswith("bert_model.")}
     if config["model_type"] == "BERT_Cat" and "transformer.layer.0.attention.q_lin.weight" not in inner:
         raise CheckpointError(f"{name!r} is a BERT_Cat of another encoder than DistilBERT: how its published code reads the first token of those is not known here.")
@@ -117,7 +115,7 @@ def encoder_of(weights: Mapping[str, Tensor], name: str, heads: int | None = Non
     Args:
         weights: By transformers' names, without a prefix.
         name: For messages.
-        heads: Attention heads; default: one for every 64 dimensions.
+        heads: Attention heads. Default: those of published BERTs of this width.
 
     Raises:
         CheckpointError: If weights are missing or unexpected.
@@ -132,7 +130,9 @@ def encoder_of(weights: Mapping[str, Tensor], name: str, heads: int | None = Non
     except KeyError as error:
         raise CheckpointError(f"{name!r} holds no encoder of BERT's or DistilBERT's make: it has no {error}; it has {some(sorted(weights))}.") from error
     hidden = words.shape[1]
-    heads = heads or max(1, hidden // HEAD_SIZE)
+    if not (heads := heads or ATTENTION_HEADS.get(hidden)):
+        raise CheckpointError(f"{name!r} holds an encoder of {hidden} dimensions and does not say how many attention heads it has: published ones of this width differ. "
+                              f"Widths that are known: {', '.join(map(str, ATTENTION_HEADS))}.")
     config: Any
     if distil:
         config = transformers.DistilBertConfig(vocab_size=len(words), dim=hidden, n_layers=depth, n_heads=heads, hidden_dim=len(inner), max_position_embeddings=len(positions))

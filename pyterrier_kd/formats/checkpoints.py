@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
@@ -68,6 +69,9 @@ def load_strict(auto_class: Any, name: str, *, new_head: bool = False, beside: S
     Raises:
         CheckpointError: If the folder is incomplete, damaged, or has missing or unexpected weights.
     """
+    if (own := tiny_bert_config(name)) is not None:
+        own.update(config)
+        config = {"config": own}
     try:
         with quiet_loading():
             model, info = auto_class.from_pretrained(
@@ -104,9 +108,40 @@ def load_tokenizer(name: str) -> Any:
         if not any(find_file(name, f) for f in VOCABULARIES):
             raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)} is there")
         with quiet_loading():
-            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            own = tiny_bert_config(name)
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **({} if own is None else {"config": own}))
     except Exception as error:
         raise CheckpointError(f"{name!r} has no tokenizer that can be loaded: {str(error).strip()[:300]}") from error
+
+
+def tiny_bert_config(name: str) -> Any:
+    """The configuration of a folder that TinyBERT's code wrote (arXiv:1909.10351, arXiv:2009.07531), or None for any other.
+
+    Those have a ``bert_config.json``, or a ``config.json`` without the model's type: neither of which transformers reads. Whether there is a head, and of
+    how many classes, is known from the weights.
+    """
+    told = read_json(name, "config.json")
+    if "model_type" in told or not (told := told or read_json(name, "bert_config.json")) or not {"hidden_size", "num_hidden_layers", "num_attention_heads"} <= told.keys():
+        return None
+    head = read_weights(name).get("classifier.weight")
+    headed = {"num_labels": len(head), "architectures": ["BertForSequenceClassification"]} if head is not None else {"architectures": ["BertModel"]}
+    return transformers.BertConfig.from_dict({**told, **headed})
+
+
+def read_weights(name: str) -> dict[str, Tensor]:
+    """The weights of a folder or hub repository; {} where it has none in one file.
+
+    Raises:
+        CheckpointError: If the file is damaged, or holds more than weights.
+    """
+    try:
+        if path := find_file(name, "model.safetensors"):
+            return load_file(path)
+        if path := find_file(name, "pytorch_model.bin"):
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise CheckpointError(f"{name!r} cannot be read as weights: {str(error).strip()[:300]}") from error
+    return {}
 
 
 def model_limit(config: Any, tokenizer: Any) -> int:

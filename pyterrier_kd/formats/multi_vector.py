@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, some
-from .bare_weights import Found, read_weights
-from .checkpoints import find_file, read_json, write_json
+from .bare_weights import Found
+from .checkpoints import find_file, read_json, read_weights, write_json
 from .sentence_transformers import Dense, Normalize, read_dense, write_dense
 
 PUNCTUATION = tuple(string.punctuation)
@@ -93,7 +93,11 @@ def from_bare(found: Found) -> Recipe:
     weight = found.weights["compressor.weight" if published else "linear.weight"]
     dense = Dense(weight.shape[1], weight.shape[0], bias=published)
     dense.linear.load_state_dict({"weight": weight, **({"bias": found.weights["compressor.bias"]} if published else {})})
-    return Recipe((dense,) if published else (dense, Normalize()), {})
+    if published:
+        return Recipe((dense,), {})
+    told = found.told           # the arguments of colbert's training
+    return Recipe((dense, Normalize()), {"query_length": told.get("query_maxlen"), "doc_length": told.get("doc_maxlen"),
+                                         "skip": "punctuation" if told.get("mask_punctuation") else None})
 
 
 def expansion_settings(length: int | None, attended: Any) -> dict[str, Any]:

@@ -23,18 +23,20 @@ QUERY_PROMPTS, TEXT_PROMPTS = ("query",), ("document", "passage", "corpus")
 
 
 class Dense(nn.Module):
-    """A linear layer and its activation, (N, in) -> (N, out)."""
+    """A linear layer and its activation, (N, in) -> (N, out); with ``residual`` the input is added, through a matrix where its width is another."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "Identity") -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "Identity", residual: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=bias)
         self.activation_name = activation
         self.activation = ACTIVATIONS[activation]()
+        self.adds_input = residual
+        self.residual = nn.Linear(inputs, outputs, bias=False) if residual and inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
         out: Tensor = self.activation(self.linear(x))
-        return out
+        return out if not self.adds_input else out + (x if self.residual is None else self.residual(x))
 
 
 class Normalize(nn.Module):
@@ -112,8 +114,8 @@ def read(name: str) -> Recipe | None:
     settings = read_json(name, "config_sentence_transformers.json")
     prompts = settings.get("prompts") or {}
     default = prompts.get(settings.get("default_prompt_name") or "", "")
-    return Recipe(pooling, tuple(steps), read_json(name, "sentence_bert_config.json").get("max_seq_length"),
-                  *(next((prompts[n] for n in names if prompts.get(n)), default) for names in (QUERY_PROMPTS, TEXT_PROMPTS)),
+    query_prompt, text_prompt = (next((prompts[n] for n in names if prompts.get(n)), default) for names in (QUERY_PROMPTS, TEXT_PROMPTS))
+    return Recipe(pooling, tuple(steps), read_json(name, "sentence_bert_config.json").get("max_seq_length"), query_prompt, text_prompt,
                   settings.get("similarity_fn_name") or "dot")
 
 
@@ -131,7 +133,7 @@ def read_dense(name: str, folder: str, config: dict[str, Any]) -> Dense:
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
         raise CheckpointError(f"{name!r}: the activation {activation!r} of {folder!r} is not one of {sorted(ACTIVATIONS)}.")
-    dense = Dense(config["in_features"], config["out_features"], bias=config.get("bias", True), activation=activation)
+    dense = Dense(config["in_features"], config["out_features"], bias=config.get("bias", True), activation=activation, residual=config.get("use_residual", False))
     if path := find_file(name, f"{folder}/model.safetensors"):
         weights = load_file(path)
     elif path := find_file(name, f"{folder}/pytorch_model.bin"):
@@ -154,7 +156,8 @@ def write_dense(folder: Path, dense: Dense, places: dict[str, str]) -> None:
     """
     write_json(folder / "config.json", {
         "in_features": dense.linear.in_features, "out_features": dense.linear.out_features, "bias": dense.linear.bias is not None,
-        "activation_function": f"torch.nn.modules.{'linear' if dense.activation_name == 'Identity' else 'activation'}.{dense.activation_name}", **places})
+        "activation_function": f"torch.nn.modules.{'linear' if dense.activation_name == 'Identity' else 'activation'}.{dense.activation_name}",
+        **({"use_residual": True} if dense.adds_input else {}), **places})
     save_file({k: v.contiguous() for k, v in dense.state_dict().items()}, folder / "model.safetensors")
 
 

@@ -87,8 +87,8 @@ class BertDot(TwoSided):
                 warnings.warn(f"{name!r} compares vectors by {recipe.similarity!r} and does not normalise them: BertDot takes their dot product. "
                               "Pass normalize=True for the cosine, or normalize=False if the dot product is what it was trained for.", stacklevel=2)
         require_tokenizer(tokenizer, "BertDot")
-        if not isinstance(model, DotModel):
-            model = DotModel(model, pooling or "cls", [])
+        # a model that is passed stays as it is
+        model = DotModel(model.encoder, model.pooling, list(model.steps)) if isinstance(model, DotModel) else DotModel(model, pooling or "cls", [])
         super().__init__(model, tokenizer, name=name, batch_size=batch_size, text_field=text_field or stored.get("text_field", "text"),
                          query_prompt=query_prompt or "", text_prompt=text_prompt or "", texts=texts, device=device, dtype=dtype, verbose=verbose)
         self.metadata_ = metadata

@@ -119,7 +119,9 @@ class ColBERT(TwoSided):
         if skip not in (None, "punctuation") and isinstance(skip, str):
             raise ValueError(f"ColBERT(skip={skip!r}) is unknown: it is 'punctuation', or a list of tokens.")
         new = recipe is None and not isinstance(model, TokenModel)
-        if not isinstance(model, TokenModel):
+        if isinstance(model, TokenModel):
+            model = TokenModel(model.encoder, list(model.steps))        # what is passed stays as it is
+        else:
             model = TokenModel(model, recipe.steps if recipe is not None else new_steps(model, chosen, normalize, seed))
         if dim not in (None, model.width):
             raise ValueError(f"ColBERT(dim={dim}): the projection of {name or 'this model'} gives {model.width} dimensions.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..formats import bare_weights, sentence_transformers
 from ..formats.bare_weights import Found
-from ..formats.checkpoints import find_file, load_strict, read_json, write_json
+from ..formats.checkpoints import find_file, load_strict, read_json, tiny_bert_config, write_json
 from .shrink import Indices, shrunk
 
 HEAD = "first_token_head.safetensors"
@@ -145,7 +145,7 @@ def load_classifier(name: str, classes: int | None) -> tuple[Any, str, Found | N
         model.classifier.load_state_dict(weights)
         return model.eval(), "loaded", None
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = tiny_bert_config(name) or transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"{name!r} cannot be loaded as a model: {str(error).strip()[:500]}") from error
     has_head = any("SequenceClassification" in a for a in config.architectures or [])

@@ -81,7 +81,7 @@ class PreTTR(TwoSided):
             model, head, bare = load_classifier(name, classes)
             tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name)
             if bare is not None and bare.ranker == "PreTTR":
-                stored = PUBLISHED
+                stored = PUBLISHED | {"join": bare.told.get("join_layer_idx", PUBLISHED["join"])}
             if path := find_file(name, COMPRESSION):
                 weights = load_file(path)
         require_tokenizer(tokenizer, "PreTTR")

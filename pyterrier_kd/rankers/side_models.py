@@ -53,10 +53,12 @@ class SideModel(nn.Module):
         first = next((step for step in small.steps if isinstance(step, Dense)), None)
         if first is not None and hidden not in (None, config.hidden_size):      # only the first dense layer reads the encoder's width
             assert hidden is not None
-            weight = first.linear.weight
+            if first.adds_input and first.residual is None:
+                raise ValueError(f"shrink(hidden={hidden}): the dense layer behind the encoder adds its input of {config.hidden_size} dimensions.")
             index = Indices(config.num_attention_heads, config.hidden_size, hidden)
-            first.linear.weight = nn.Parameter(index.cut(weight.data, torch.Size((weight.shape[0], hidden))))
-            first.linear.in_features = hidden
+            for linear in filter(None, (first.linear, first.residual)):
+                linear.weight = nn.Parameter(index.cut(linear.weight.data, torch.Size((linear.out_features, hidden))))
+                linear.in_features = hidden
         return small
 
 
