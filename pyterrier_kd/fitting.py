@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ from .teachers import described, terms_of
 from .training import BEST, POSITION, Training, accelerator_for, processes
 
 VALIDATIONS = 10        # a stage, unless told otherwise
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")      # of a function in memory, another in each process
 LEARNED = "learned by losses: "     # before the names of projections among the best weights
 
 
@@ -135,7 +137,7 @@ class Fit:
         digest = hashlib.blake2b(digest_size=8)
         for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes, str(self.settings.measure),
                      described(self.settings.teacher), self.accelerator.mixed_precision):
-            digest.update(repr(part).encode())
+            digest.update(ADDRESS.sub("", repr(part)).encode())
         for source in self.given:
             if source is None:
                 continue

@@ -15,7 +15,7 @@ RANKERS = {"CrossEncoder": make_cross, "CrossEncoder of 2 classes": lambda **k: 
            "BertDot, mean, normalised": lambda **k: make_dot(pooling="mean", normalize=True, scale=10.0, **k),
            "ColBERT": make_colbert, "ColBERT, as in arXiv:2010.02666": lambda **k: make_colbert(preset="matchmaker", **k),
            "TK": make_tk, "TK, as in its paper": lambda **k: make_tk(variant="paper", **k),
-           "PreTTR": lambda layers=2, **k: make_prettr(layers=layers, join=0, **k)}
+           "PreTTR, joined at layer 0": lambda layers=2, **k: make_prettr(layers=layers, join=0, **k), "PreTTR": make_prettr}
 LOSSES = [losses.MSE(), losses.SoftLabels(2.0), losses.HardLabels(), losses.BinaryCrossEntropy(2.0), losses.MarginMSE(), losses.MarginMSE(in_batch=True), losses.MarginMSE(in_batch="anchored"),
           losses.RankNet(), losses.RankNet("teacher"), losses.WeightedRankNet(), losses.WeightedRankNet("teacher"), losses.PairwiseHinge(),
           losses.PairwiseHinge(order="teacher"), losses.ListNet(), losses.KLDivergence(2.0, 2.0), losses.LambdaLoss(), losses.LambdaLoss("lambdarank"),
@@ -42,6 +42,10 @@ def test_the_loss_falls_or_the_error_says_why(name: str, loss: losses.Loss, tmp_
             distiller.fit(frame, make_qrels(frame))
         assert str(error.value) == (f"{loss!r} needs the signal {lacking[0]!r} from the student {distiller.student!r}, which reports only {sorted(distiller.student.signal_names)}. "
                                     + REMEDIES[lacking[0]])
+        return
+    if name == "PreTTR" and loss.needs.student & LAYERWISE:
+        with pytest.raises(MissingSignal, match=r"The layers \[[01]\] of PreTTR.* read query and text apart: losses over layers see those from join=[12] on"):
+            distiller.fit(frame, make_qrels(frame))
         return
     history = distiller.fit(frame, make_qrels(frame)).history_
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]

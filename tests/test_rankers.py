@@ -14,7 +14,9 @@ from conftest import make_colbert, make_config, make_cross, make_dot, make_frame
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError
+from pyterrier_kd.groups import from_frame
 from pyterrier_kd.rankers import first_token
+from pyterrier_kd.sampling import Sampler
 
 MAKERS = [make_cross, make_dot, make_colbert, make_prettr, make_tk]
 EVERY = pytest.mark.parametrize("make", MAKERS, ids=["cross", "dot", "colbert", "prettr", "tk"])
@@ -494,6 +496,21 @@ def test_it_is_used_where_the_first_token_is_read_and_nowhere_else(frame, monkey
         assert bool(calls) == used
     config = FAMILIES["distilbert"]
     assert first_token.last_layer(transformers.AutoModel.from_config(config)) is None
+
+
+@EVERY
+def test_training_sees_the_scores_that_ranking_gives(make, frame) -> None:
+    ranker = make()
+    frame = frame.drop(index=[1, 8])                    # groups of several sizes, so that the batch has padding
+    groups = from_frame(frame, frame["text"].tolist(), None, "test")
+    batch = next(groups.batches(6, Sampler(texts=8, positives=0), (0,)))
+    assert not batch.mask.all()
+    with torch.no_grad():
+        scores = ranker.signals(batch, ranker.tokens(groups.queries, groups.texts)).scores
+    pairs = [(groups.queries[q], groups.texts[t], scores[i, j]) for i, q in enumerate(batch.queries.tolist()) for j, t in enumerate(batch.texts[i].tolist()) if batch.mask[i, j]]
+    queries, texts, found = zip(*pairs, strict=True)
+    assert len(pairs) > 20
+    assert np.allclose(found, ranker.score(queries, texts), rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- what cannot be scored, and who is equal

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import unittest
@@ -184,6 +185,18 @@ def test_a_run_killed_while_its_store_takes_its_place_loses_nothing(overwrite: b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]
 
 
+def test_settling_leaves_other_folders_alone_and_what_is_another_process_s(frame: pd.DataFrame, tmp_path: Path) -> None:
+    (tmp_path / ".store.old").mkdir()
+    (tmp_path / ".store.old" / "notes.txt").write_text("mine")
+    make_store(make_dot(), tmp_path / "store", frame)
+    assert (tmp_path / ".store.old" / "notes.txt").read_text() == "mine"
+    shutil.move(tmp_path / "store", tmp_path / ".store.0a1b2c3d.old")       # killed when the new one should have come
+    assert kd.DocumentStore(tmp_path / "store").exists()
+    shutil.copytree(tmp_path / "store", tmp_path / ".store.0a1b2c3d.old")   # killed when the new one had come
+    assert kd.DocumentStore(tmp_path / "store").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".store.old", "store"]
+
+
 def test_an_unfinished_store_that_is_damaged_is_refused(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "PORTION", 4)
     with pytest.raises(Stopped):
@@ -246,6 +259,11 @@ def test_stores_that_are_damaged_of_another_kind_or_version_or_not_there(frame: 
         scorer(frame)
     store.indexer(ranker, overwrite=True).index(corpus(frame))
     assert np.allclose(scorer(frame)["score"], ranker(frame)["score"], atol=1e-2)
+    ranker.doc_length = 20                          # changed after the scorer was made
+    with pytest.raises(StoreError, match="whose vectors of texts are not those of"):
+        scorer(frame)
+    ranker.doc_length = 64
+    assert np.allclose(scorer(frame)["score"], ranker(frame)["score"], atol=1e-2)
     meta = tmp_path / "store" / "pt_meta.json"
     told = json.loads(meta.read_text())
     size = (tmp_path / "store" / "vectors.bin").stat().st_size
@@ -257,6 +275,12 @@ def test_stores_that_are_damaged_of_another_kind_or_version_or_not_there(frame: 
         kd.DocumentStore(tmp_path / "store").scorer(ranker)(frame)
     meta.write_text(json.dumps({**told, "version": 0}))
     with pytest.raises(StoreError, match="has version 0, this release reads version 1: index the documents again"):
+        store.scorer(ranker)
+    meta.write_text(json.dumps({k: v for k, v in told.items() if k != "version"}))
+    with pytest.raises(StoreError, match="has version None, this release reads version 1"):
+        store.scorer(ranker)
+    meta.write_text(json.dumps(told)[:40])
+    with pytest.raises(StoreError, match="The store .* is damaged: .*pt_meta.json is not valid JSON"):
         store.scorer(ranker)
     meta.write_text(json.dumps({**told, "type": "dense_index"}))
     with pytest.raises(StoreError, match="holds a dense_index.kd, not a store of document vectors"):

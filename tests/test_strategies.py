@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,14 @@ def test_each_strategy_is_its_papers_equation_and_settings() -> None:
     assert [s.name for s in strategies.simplified_tinybert(texts, encoder).stages] == ["general", "layers and prediction"]
     assert [s.name for s in strategies.lm_distill_ranker_distill(texts, encoder).stages] == ["general", *(s.name for s in strategies.ranker_distill().stages)]
     assert strategies.lm_distill_fine_tune(texts, encoder).stages[1].loss == losses.HardLabels()
+    for strategy, rates in ((strategies.cross_architecture(), (7e-6, {})), (strategies.cross_architecture(tk=True), (1e-5, {r"\binteraction\.": 1e-4})),
+                            (strategies.tas_b(len), (7e-6, {}))):
+        stage, = strategy.stages
+        assert (stage.learning_rate, stage.rates) == rates
+        assert (stage.batch_size, stage.sampler.texts, stage.schedule, stage.weight_decay, stage.clip) == (32, 2, "cosine", 0.0, 10_000.0)
+    assert strategies.cross_architecture().stages[0].loss == losses.MarginMSE()
+    assert strategies.tas_b(len).stages[0].loss == losses.MarginMSE() + 0.75 * losses.MarginMSE(in_batch="anchored")
+    assert (strategies.tas_b(len).stages[0].sampler.choose, strategies.tas_b(len).stages[0].topics) == ("bins", len)
     for given in ({"corpus": texts}, {"encoder": encoder}):
         with pytest.raises(ValueError, match=r"A general stage needs both a corpus= of texts and an encoder= .* is missing"):
             strategies.tinybert(**given)
@@ -122,7 +131,8 @@ def test_a_stage_mines_its_candidates_with_the_student_as_it_then_is(frame, qrel
         stopping_after(patch, 7)
         with pytest.raises(Stop):
             kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
-    again = kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
+    anew = replace(second, candidates=lambda student: seen.append(student.fingerprint()) or mined(student))     # as in a new process: the same function elsewhere in memory
+    again = kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **{**settings, "strategy": (first, anew)}).fit(frame, qrels)
     assert len(seen) == 2
     assert again.student_.fingerprint() == whole.student_.fingerprint()
     with pytest.raises(DataError, match="retrieves with the student, which must be a BertDot or a ColBERT"):

@@ -112,6 +112,8 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         kd.TK.new(tmp_path / "b.txt")
     with pytest.raises(ValueError, match=r"TK.new\(heads=3\) of embeddings with 20 dimensions: the heads must divide them"):
         make_tk(heads=3)
+    with pytest.raises(ValueError, match=r"TK.new got embeddings of shape \(50, 20\) for a tokenizer of \d+ tokens: each token needs a row"):
+        kd.TK.new(np.zeros((50, 20)), make_tokenizer())
     with pytest.raises(ValueError, match=r"TK.new\(variant='2021'\) is unknown: it is 'improved' or 'paper'"):
         make_tk(variant="2021")
 

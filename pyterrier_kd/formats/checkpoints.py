@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -247,10 +248,11 @@ def atomic_folder(path: str | Path, replaces: str | None = None) -> Iterator[Pat
 
 
 def recover(path: Path) -> None:
-    """Puts back what ``atomic_folder`` had moved aside, where the process was killed before the new folder took its place."""
+    """Puts back what was moved aside, as ``atomic_folder`` does, where the process was killed before the new folder took its place."""
     if not path.exists():
-        for old in path.parent.glob(f".{path.name}.????????.old"):
-            old.rename(path)
+        for old in path.parent.glob(f".{glob.escape(path.name)}.????????.old"):
+            with contextlib.suppress(FileNotFoundError):        # another process was faster
+                old.rename(path)
             return
 
 

@@ -139,7 +139,7 @@ class TK(TwoSided):
 
         Raises:
             CheckpointError: If the embeddings cannot be read.
-            ValueError: If ``heads`` does not divide D, or ``variant`` is unknown.
+            ValueError: If ``heads`` does not divide D, tokens have no embedding, or ``variant`` is unknown.
         """
         if variant not in ("improved", "paper"):
             raise ValueError(f"TK.new(variant={variant!r}) is unknown: it is 'improved' or 'paper'.")
@@ -153,6 +153,8 @@ class TK(TwoSided):
         else:
             matrix = embeddings
         weights = torch.as_tensor(matrix).detach().float().cpu().clone()
+        if weights.ndim != 2 or len(weights) < len(tokenizer):
+            raise ValueError(f"TK.new got embeddings of shape {tuple(weights.shape)} for a tokenizer of {len(tokenizer)} tokens: each token needs a row.")
         width = weights.shape[1]
         heads = heads or next(h for h in range(10, 0, -1) if width % h == 0)
         if width % heads:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import pyterrier as pt
 
-from ..errors import StoreError
+from ..errors import CheckpointError, StoreError
 from ..formats.checkpoints import METADATA, read_json
 from ..rankers import TwoSided
 from .docnos import Docnos
@@ -23,7 +23,7 @@ from .files import SCALES, TYPES, VECTORS, VERSION, StoredVectors, opened, settl
 from .indexing import StoreIndexer
 from .reranking import StoreScorer
 from .retrieval import StoreRetriever
-from .stamp import text_fingerprint, text_settings
+from .stamp import Stamp, text_fingerprint, text_settings
 
 
 class DocumentStore(pt.Artifact, pt.Indexer):
@@ -68,15 +68,18 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         Raises:
             StoreError: If there is none, or of another kind or version.
         """
-        facts = read_json(str(self.folder), METADATA) if self.folder.is_dir() else {}
+        try:
+            facts = read_json(str(self.folder), METADATA) if self.folder.is_dir() else {}
+        except CheckpointError as error:
+            raise StoreError(f"The store {self.folder} is damaged: {error}") from error
         if not facts and self.exists():
             raise StoreError(f"{self.folder} holds other files, and no store: pass another folder.")
         if not facts:
             raise StoreError(f"There is no store at {self.folder}: make one with (ranker.doc_encoder() >> DocumentStore({str(self.folder)!r})).index(corpus).")
         if (facts.get("type"), facts.get("format")) != (self.ARTIFACT_TYPE, self.ARTIFACT_FORMAT):
             raise StoreError(f"{self.folder} holds a {facts.get('type')}.{facts.get('format')}, not a store of document vectors.")
-        if facts["version"] != VERSION:
-            raise StoreError(f"The store {self.folder} has version {facts['version']}, this release reads version {VERSION}: index the documents again.")
+        if facts.get("version") != VERSION:
+            raise StoreError(f"The store {self.folder} has version {facts.get('version')}, this release reads version {VERSION}: index the documents again.")
         return facts
 
     def __len__(self) -> int:
@@ -115,20 +118,24 @@ class DocumentStore(pt.Artifact, pt.Indexer):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}        # another process opens the files itself
 
-    def require(self, ranker: TwoSided) -> str:
+    def require(self, ranker: TwoSided, before: Stamp | None = None) -> Stamp:
         """Refuses a ranker whose vectors these are not.
 
-        Returns:
-            What identifies the vectors.
+        Args:
+            ranker: The ranker.
+            before: What an earlier call gave: unless the store or the ranker's settings changed since, its weights are not looked at again.
 
         Raises:
             StoreError: If so.
         """
-        facts, own = self.facts, text_fingerprint(ranker)
+        facts, settings = self.facts, text_settings(ranker) if before is not None else {}
+        if before is not None and (facts["encoder"], settings) == (before.encoder, before.settings):
+            return before
+        own = text_fingerprint(ranker)
         if facts["encoder"] != own:
             raise StoreError(f"The store {self.folder} was made by {facts['encoder_name']} with settings {facts['settings']}, whose vectors of texts are not those of {ranker!r} "
                              f"({text_settings(ranker)}). Index the documents with this ranker, or score with that one.")
-        return own
+        return Stamp(own, text_settings(ranker))
 
     # ------------------------------------------------------------------ indexing
 

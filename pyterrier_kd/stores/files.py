@@ -8,6 +8,7 @@ long each of them then was: whatever stands behind that is of a portion that was
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StoreError
-from ..formats.checkpoints import METADATA, read_json, write_json
+from ..formats.checkpoints import METADATA, read_json, recover, write_json
 from ..rankers.vectors import Ragged, Scratch, Vectors
 from . import docnos
 
@@ -100,20 +101,21 @@ def unfinished(path: Path) -> Path:
 
 
 def settle(path: Path) -> None:
-    """Finishes what a killed run left half done when its store was to take its place."""
+    """Finishes what a killed run left half done when its store was to take its place. Several processes may be at it."""
     path = path.absolute()
-    fresh, old = unfinished(path), path.with_name(f".{path.name}.old")
+    fresh, own = unfinished(path), path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     if (fresh / METADATA).exists():
-        with contextlib.suppress(FileNotFoundError):        # another process is at it, too
+        with contextlib.suppress(FileNotFoundError):        # another process was faster
             if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
+                path.rename(own)
             fresh.rename(path)
             for name in (COUNTS, NAMES, PROGRESS, LOCK):
                 (path / name).unlink(missing_ok=True)
-    if old.exists() and not path.exists():
-        old.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    replaced = list(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))      # listed before it is known that something stands in their place
+    recover(path)
+    if path.exists():
+        for old in replaced:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def forced(path: Path) -> None:

@@ -35,8 +35,7 @@ class StoreScorer(pt.Transformer):
         """
         with explained(self, inp, ["query"]):
             pt.validate.result_frame(inp, extra_columns=["query"], context=self)
-        if self.store.facts["encoder"] != self.stamp:
-            self.store.require(self.ranker)
+        self.stamp = self.store.require(self.ranker, self.stamp)
         out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
         if not len(out):
             return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))

@@ -53,8 +53,7 @@ class StoreRetriever(pt.Transformer):
         """
         with explained(self, inp, ["query"]):
             pt.validate.query_frame(inp, extra_columns=["query"], context=self)
-        if self.store.facts["encoder"] != self.stamp:
-            self.store.require(self.ranker)
+        self.stamp = self.store.require(self.ranker, self.stamp)
         topics = inp.reset_index(drop=True)
         if not len(topics):
             return topics.assign(docno=pd.Series(dtype=object), score=pd.Series(dtype="float64"), rank=pd.Series(dtype="int64"))

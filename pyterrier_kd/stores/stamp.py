@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import StoreError
 from ..rankers import TwoSided
 
 QUERY_SETTINGS = frozenset({"query_prompt", "query_length", "query_marker", "expansion", "expand_before_end", "attend_expansion", "scale"})
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells a ranker's vectors of texts from those of others.
+
+    Attributes:
+        encoder: The ranker's ``text_fingerprint``.
+        settings: Its ``text_settings``, which are part of that and quickly compared.
+    """
+
+    encoder: str
+    settings: dict[str, Any]
 
 
 def text_settings(ranker: TwoSided) -> dict[str, Any]:
