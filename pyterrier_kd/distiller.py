@@ -38,11 +38,8 @@ from .validation import measure_of, validation
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
 
-
 Candidates = tuple[pd.DataFrame, list[str]] | TrainingPairs      # a frame sorted by query with the text of each row, or pairs by ids
-
-
-Source = Groups | Corpus
+TrainedOn = Groups | Corpus
 
 
 class Distiller(pt.Estimator):
@@ -221,10 +218,10 @@ class Distiller(pt.Estimator):
                 raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return bound_losses(strategy, student, self.teacher, self.seed)
 
-    def _sources(self, strategy: Strategy, student: Ranker, candidates: Candidates | None, qrels: pd.DataFrame | None) -> list[Source | None]:
+    def _sources(self, strategy: Strategy, student: Ranker, candidates: Candidates | None, qrels: pd.DataFrame | None) -> list[TrainedOn | None]:
         """What each stage trains on: its corpus, or the candidates as groups that it can learn from; None where it makes candidates of its own."""
         groups = candidates.groups if isinstance(candidates, TrainingPairs) else None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
-        sources: list[Source | None] = []
+        sources: list[TrainedOn | None] = []
         for stage in strategy.stages:
             if stage.corpus is not None:
                 special = len(student.tokenizer("")["input_ids"])
@@ -239,7 +236,7 @@ class Distiller(pt.Estimator):
                 sources.append(learnable(stage, groups))
         return sources
 
-    def _with_scores(self, strategy: Strategy, sources: list[Source | None], candidates: Candidates) -> list[Source | None]:
+    def _with_scores(self, strategy: Strategy, sources: list[TrainedOn | None], candidates: Candidates) -> list[TrainedOn | None]:
         """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none."""
         if self.keep_top is not None:
             every = self._scored(scores_by(self.teacher), candidates, np.arange(rows_in(candidates)))

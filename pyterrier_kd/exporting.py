@@ -26,11 +26,11 @@ from .formats.multi_vector import PUNCTUATION
 from .formats.sentence_transformers import Dense, Normalize
 from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
 from .rankers.base import takes_types
-from .rankers.first_token import HEADS, first_token_only
+from .rankers.first_token import FROM_FIRST_TOKEN, first_token_only
 from .rankers.heads import scores_of
 from .tokens import tokenizer_fingerprint
 
-LARGE = 400_000_000     # parameters, of which an ONNX file (at most 2 GB) cannot hold more in float32; they then stand beside it
+IN_ONE_FILE = 400_000_000     # parameters, of which an ONNX file (at most 2 GB) cannot hold more in float32; they then stand beside it
 BERT_BASE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 30522}     # what pyterrier_colbert builds, whatever a file says
 BERT_TOKENIZER = "515e440013b4b6a2"     # the fingerprint of its tokenizer
 
@@ -154,7 +154,7 @@ class Exported(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """(N, T) each -> (N,), (N, H) or (N, T, H)."""
-        with first_token_only(self.model.base_model) if type(self.model).__name__ in HEADS else contextlib.nullcontext():
+        with first_token_only(self.model.base_model) if type(self.model).__name__ in FROM_FIRST_TOKEN else contextlib.nullcontext():
             found = self.model(**dict(zip(self.names, tensors, strict=True)))
         return found if isinstance(found, Tensor) else scores_of(found.logits)
 
@@ -172,7 +172,7 @@ def write_onnx(ranker: Ranker, path: Path) -> None:
     with atomic_folder(path, replaces="ranker.json") as folder:
         with quiet("torch.onnx"), torch.no_grad():
             torch.onnx.export(Exported(ranker, names), example, folder / "model.onnx", input_names=names, output_names=[output], dynamo=True, verbose=False,
-                              external_data=sum(p.numel() for p in ranker.model.parameters()) > LARGE, dynamic_shapes=(tuple({0: "batch", 1: "tokens"} for _ in names),))
+                              external_data=sum(p.numel() for p in ranker.model.parameters()) > IN_ONE_FILE, dynamic_shapes=(tuple({0: "batch", 1: "tokens"} for _ in names),))
         ranker.tokenizer.save_pretrained(folder)
         told = {"ranker": type(ranker).__name__, "inputs": names, "output": output, **{k: v for k, v in ranker.settings().items() if k != "text_field"}}
         (folder / "ranker.json").write_text(json.dumps(told, indent=2), encoding="utf-8")

@@ -12,7 +12,7 @@ import pyterrier as pt
 
 from .errors import DataError, some
 
-Texts = str | Any       # a dataset by name, a text loader, or a mapping from docno to text
+TextSource = str | Any       # a dataset by name, a text loader, or a mapping from docno to text
 
 
 class Loaded(Sequence[str]):
@@ -54,7 +54,7 @@ class Loaded(Sequence[str]):
         return Loaded(self.docnos, self.load, kept)
 
 
-def loader_of(source: Texts, field: str) -> Callable[[list[str]], list[str]]:
+def loader_of(source: TextSource, field: str) -> Callable[[list[str]], list[str]]:
     """A function that loads the texts of some docnos."""
     if isinstance(source, Mapping):
         return partial(mapped_texts, source)

@@ -18,7 +18,7 @@ import pyterrier as pt
 
 from .errors import DataError, some
 from .groups import Groups
-from .loaded_texts import Loaded, Texts, loader_of
+from .loaded_texts import Loaded, TextSource, loader_of
 
 LINES = 1 << 20         # lines of a file, or pairs, that are read at once
 COLUMNS = ["pos_score", "neg_score", "qid", "pos", "neg"]
@@ -68,7 +68,7 @@ class TrainingPairs:
                              field: [texts[i] for i in back]})
 
 
-def from_score_file(path: str | Path | Sequence[str | Path], queries: str | pd.DataFrame | Mapping[str, str], texts: Texts, *, standardise: bool = False,
+def from_score_file(path: str | Path | Sequence[str | Path], queries: str | pd.DataFrame | Mapping[str, str], texts: TextSource, *, standardise: bool = False,
                     text_field: str = "text") -> TrainingPairs:
     """Reads a file of lines ``pos_score neg_score qid pos_docno neg_docno``, such as those published with arXiv:2010.02666.
 
@@ -94,7 +94,7 @@ def from_score_file(path: str | Path | Sequence[str | Path], queries: str | pd.D
     return collected([lines_of(p) for p in paths], queries_of(queries), loader_of(texts, text_field), ", ".join(map(str, paths)), standardise)
 
 
-def from_docpairs(dataset: str, *, texts: Texts = None, queries: str | pd.DataFrame | Mapping[str, str] | None = None, limit: int | None = None,
+def from_docpairs(dataset: str, *, texts: TextSource = None, queries: str | pd.DataFrame | Mapping[str, str] | None = None, limit: int | None = None,
                   text_field: str = "text") -> TrainingPairs:
     """The docpairs of an ir_datasets dataset: a relevant and another document of a query each.
 

@@ -125,7 +125,10 @@ def cross_architecture(loss: Loss | None = None, texts: int = 2, tk: bool = Fals
 
 
 def tas_b(topics: Callable[[Sequence[str]], np.ndarray], in_batch: float = 0.75) -> Strategy:
-    """TAS-Balanced: batches of one topic, balanced margins, dual supervision (arXiv:2104.06967). The teacher is a ``kd.BySignal``.
+    """TAS-Balanced: batches of one topic, balanced margins, dual supervision (arXiv:2104.06967).
+
+    The teacher is a ``kd.BySignal``: of pairs a cross-encoder or an ensemble, within the batch a ColBERT, which its paper trains without mask
+    tokens (``expansion=0``).
 
     Args:
         topics: Such as ``kd.QueryTopics(encoder)``.

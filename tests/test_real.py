@@ -14,7 +14,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 import torch
-from conftest import make_cross, make_dot, make_frame, make_qrels
+from conftest import make_colbert, make_cross, make_dot, make_frame, make_prettr, make_qrels, make_tk
 
 import pyterrier_kd as kd
 from pyterrier_kd.tokens import encode
@@ -165,28 +165,57 @@ def test_the_quick_start_takes_other_collections_and_models(tmp_path, minilm) ->
 # ---------------------------------------------------------------------- on an accelerator
 
 
+@pytest.mark.slow
+@needs_data
+def test_pairs_take_queries_and_texts_from_a_dataset_by_its_name(tmp_path) -> None:
+    os.environ["IR_DATASETS_HOME"] = str(DATA / "irds_home")
+    dataset = pt.get_dataset("irds:vaswani")
+    topics, qrels = dataset.get_topics().head(5), dataset.get_qrels()
+    first = qrels[qrels["label"] > 0].drop_duplicates("qid").set_index("qid")["docno"]
+    lines = [f"5.5\t{i}\t{qid}\t{first[qid]}\t{first[other]}\n" for i, (qid, other) in enumerate(itertools.permutations(topics["qid"], 2))]
+    (tmp_path / "scores.tsv").write_text("".join(lines))
+    read = kd.pairs.from_score_file(tmp_path / "scores.tsv", queries="irds:vaswani", texts="irds:vaswani")
+    assert read.groups.queries == topics["query"].tolist()
+    texts = {d["docno"]: d["text"] for d in dataset.get_corpus_iter(verbose=False)}
+    assert list(read.groups.texts[:]) == [texts[d] for d in read.docnos]
+    with pytest.warns(UserWarning, match="5 of 5 texts are longer than the model takes"):
+        distil = kd.Distiller(make_dot(), loss=kd.losses.MarginMSE(), steps=2, batch_size=2, dropout=0, verbose=False).fit(read)
+    assert distil.history_["loss"].notna().all()
+
+
+EVERY = pytest.mark.parametrize("make", [make_cross, make_dot, make_colbert, make_prettr, make_tk], ids=["cross", "dot", "colbert", "prettr", "tk"])
+
+
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("make", [make_cross, make_dot], ids=["cross", "dot"])
-def test_a_gpu_gives_the_scores_of_the_cpu(make) -> None:
+@EVERY
+def test_a_gpu_gives_the_scores_of_the_cpu(make, tmp_path) -> None:
     frame = make_frame(queries=20, texts=20)
-    ranker = make()
-    expected = ranker(frame)["score"]
-    moved = type(ranker)(ranker.model, ranker.tokenizer)
+    expected = make()(frame)["score"]
+    make().save(tmp_path / "ranker")
+    moved = kd.load(tmp_path / "ranker")
     assert moved.device.type == ACCELERATOR         # chosen because it is there
     assert np.allclose(moved(frame)["score"], expected, rtol=1e-4, atol=1e-4)
-    rough = type(ranker)(ranker.model, ranker.tokenizer, dtype="bfloat16")
-    assert np.corrcoef(rough(frame)["score"], expected)[0, 1] > 0.98
+    if make is not make_tk:
+        assert np.corrcoef(kd.load(tmp_path / "ranker", dtype="bfloat16")(frame)["score"], expected)[0, 1] > 0.98
+    if make is not make_cross:
+        store = (moved.doc_encoder() >> kd.DocumentStore(tmp_path / "store", dtype="float32")).index(frame.drop_duplicates("docno").to_dict("records"))
+        assert np.allclose(store.scorer(moved)(frame.drop(columns="text"))["score"], expected, rtol=1e-4, atol=1e-4)
+        found = store.retriever(moved, 5, exhaustive=True)(frame[["qid", "query"]].drop_duplicates())
+        assert found.groupby("qid").size().eq(5).all()
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("in_batch", [False, True])
-def test_a_gpu_trains_and_resumes(precision, in_batch, tmp_path) -> None:
+@EVERY
+def test_a_gpu_trains_and_resumes(make, precision, in_batch, tmp_path) -> None:
     frame = make_frame()
-    student, teacher = make_dot(1), make_dot(5)
-    student = kd.BertDot(student.model, student.tokenizer)
+    make(1).save(tmp_path / "student")
+    student, teacher = kd.load(tmp_path / "student"), make_dot(5)
+    if in_batch and "in_batch" not in student.signal_names:
+        pytest.skip(f"{type(student).__name__} does not compare each query with every text of a batch")
     settings = {"strategy": kd.strategies.margin_mse(texts=3, in_batch=in_batch), "steps": 20, "batch_size": 4, "learning_rate": 3e-3, "precision": precision, "verbose": False}
     distiller = kd.Distiller(student, teacher, checkpoint=tmp_path / "ck", **settings).fit(frame, make_qrels(frame), frame, make_qrels(frame))
     assert distiller.student_.device.type == ACCELERATOR

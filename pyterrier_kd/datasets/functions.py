@@ -47,7 +47,7 @@ class Module(NamedTuple):
     text: str
 
 
-class Source(NamedTuple):
+class SourceFile(NamedTuple):
     """A source file that was read: where it stands, its lines, and what they say."""
 
     module: str
@@ -82,7 +82,7 @@ def source_files(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*.py") if not SKIPPED & set(p.relative_to(root).parts[:-1]))
 
 
-def source_of(package: str, root: Path, file: Path) -> Source | None:
+def source_of(package: str, root: Path, file: Path) -> SourceFile | None:
     """A source file, or None if it is no Python of this version."""
     try:
         source = file.read_text(encoding="utf-8")
@@ -93,10 +93,10 @@ def source_of(package: str, root: Path, file: Path) -> Source | None:
         return None
     relative = file.relative_to(root)
     parts = [*([] if package == "python" else [package]), *relative.with_suffix("").parts]
-    return Source(".".join(parts[:-1] if parts[-1] == "__init__" else parts), package, relative.as_posix(), source.split("\n"), tree)      # the lines that ast counts
+    return SourceFile(".".join(parts[:-1] if parts[-1] == "__init__" else parts), package, relative.as_posix(), source.split("\n"), tree)      # the lines that ast counts
 
 
-def functions_of(source: Source) -> Iterator[Function]:
+def functions_of(source: SourceFile) -> Iterator[Function]:
     """The functions and methods of a source file that are long enough and have a summary."""
     held = without_docstrings(source.lines, source.tree)
     words, total = {}, 0
@@ -110,7 +110,7 @@ def functions_of(source: Source) -> Iterator[Function]:
             yield Function(f"{source.module}.{name}", source.module, source.package, source.path, node.lineno, text, summary, words[first_line(node)])
 
 
-def module_of(source: Source) -> Module:
+def module_of(source: SourceFile) -> Module:
     """A source file as a document."""
     return Module(source.module, source.package, source.path, joined(without_docstrings(source.lines, source.tree)))
 

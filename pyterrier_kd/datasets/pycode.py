@@ -18,7 +18,7 @@ from typing import Any
 
 import pyterrier as pt
 
-from .functions import LEAST_LINES, Function, Module, Source, functions_of, installed, module_of, source_files, source_of
+from .functions import LEAST_LINES, Function, Module, SourceFile, functions_of, installed, module_of, source_files, source_of
 
 SPLITS = ("train", "valid", "test")
 MOST_TOPICS = {"valid": 300, "test": 200}
@@ -35,7 +35,7 @@ def split_of(module: str) -> str:
     return "train" if place < 0.8 else "valid" if place < 0.9 else "test"
 
 
-def all_sources(verbose: bool) -> Iterator[Source]:
+def all_sources(verbose: bool) -> Iterator[SourceFile]:
     """Every source file of the installed packages."""
     files = [(package, root, file) for package, (root, _) in installed().items() for file in source_files(root)]
     collecting = gc.isenabled()

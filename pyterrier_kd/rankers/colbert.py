@@ -38,7 +38,7 @@ from .vectors import Vectors
 CLASSIC = {"dim": 128, "bias": False, "normalize": True, "query_marker": "[unused0]", "text_marker": "[unused1]", "query_length": 32, "doc_length": 180,
            "expansion": "fill", "expand_before_end": False, "attend_expansion": False, "skip": ()}
 PRESETS: dict[str, Mapping[str, Any]] = {
-    # arXiv:2004.12832 and its code at v0.2
+    # arXiv:2004.12832 and its code at v0.2; there the padding of a batch can be a text's best vector, here padding is never compared
     "v1": CLASSIC,
     # arXiv:2112.01488 and colbert-ai
     "v2": {**CLASSIC, "doc_length": 220, "skip": multi_vector.PUNCTUATION},

@@ -25,7 +25,7 @@ from ..frames import TextFields
 from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
 from .base import Ranker, Tokens, require_tokenizer, takes_types
-from .first_token import HEADS, first_token_only
+from .first_token import FROM_FIRST_TOKEN, first_token_only
 from .heads import load_classifier, save_classifier, scores_of, shrunk_classifier
 from .saved import stored_metadata
 from .shrink import parsed_shape, random_model
@@ -130,7 +130,7 @@ class CrossEncoder(Ranker):
         room = self.max_length - self.template.special
         pairs = [(q := queries[i], texts[j][:room - len(q)]) for i, j in zip(query_rows, text_rows, strict=True)]
         inputs = assemble(self.template, pairs, self.tokenizer.pad_token_id or 0, self.device)
-        reads_first = type(self.model).__name__ in HEADS and reach(layers) < self.encoder.config.num_hidden_layers - 1
+        reads_first = type(self.model).__name__ in FROM_FIRST_TOKEN and reach(layers) < self.encoder.config.num_hidden_layers - 1
         with (first_token_only(self.encoder) if reads_first else contextlib.nullcontext(),
               listening(self.encoder, layers) if layers else contextlib.nullcontext() as taps):
             logits: Tensor = self.model(**inputs).logits

@@ -31,8 +31,8 @@ from ..rankers.vectors import Ragged, Scratch, Vectors
 from . import docnos
 
 VERSION = 1
-VECTORS, SCALES, COUNTS, NAMES, STARTS, PROGRESS, LOCK = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "progress.json", "lock"
-GROWING = (VECTORS, SCALES, COUNTS, NAMES)
+VECTORS, SCALES, COUNTS, DOCNOS, STARTS, PROGRESS, LOCK = "vectors.bin", "scales.bin", "counts.bin", "docnos.jsonl", "starts.npy", "progress.json", "lock"
+GROWING = (VECTORS, SCALES, COUNTS, DOCNOS)
 TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
@@ -109,7 +109,7 @@ def settle(path: Path) -> None:
             if path.exists():
                 path.rename(own)
             fresh.rename(path)
-            for name in (COUNTS, NAMES, PROGRESS, LOCK):
+            for name in (COUNTS, DOCNOS, PROGRESS, LOCK):
                 (path / name).unlink(missing_ok=True)
     replaced = list(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))      # listed before it is known that something stands in their place
     recover(path)
@@ -166,7 +166,7 @@ class Writer:
                 if file.tell() < size:
                     raise StoreError(f"The unfinished store {self.folder} is damaged: {name} has {file.tell()} bytes of {size}. Delete the folder to begin anew.")
                 file.truncate(size)
-        with open(self.folder / NAMES, encoding="utf-8") as lines:
+        with open(self.folder / DOCNOS, encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
     def add(self, names: Sequence[str], texts: Ragged) -> None:
@@ -177,7 +177,7 @@ class Writer:
         """
         values, scales = quantised(texts.flat, self.facts["dtype"])
         portions = {VECTORS: values.tobytes(), SCALES: b"" if scales is None else scales.tobytes(), COUNTS: texts.lengths.astype(np.int32).tobytes(),
-                    NAMES: "".join(json.dumps(name) + "\n" for name in names).encode()}
+                    DOCNOS: "".join(json.dumps(name) + "\n" for name in names).encode()}
         sizes = {}
         try:
             for name, portion in portions.items():

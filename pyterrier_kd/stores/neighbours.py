@@ -16,7 +16,7 @@ from .files import StoredVectors
 
 BLOCK = 1 << 16         # vectors that are added to an index at once
 TRAINED = 64            # vectors a list from which an index learns its lists
-LARGE = 1 << 34         # bytes of float16 vectors beyond which an index holds them compressed
+COMPRESSED = 1 << 34         # bytes of float16 vectors beyond which an index holds them compressed
 
 
 def token_index(folder: Path, vectors: StoredVectors, factory: str | None, verbose: bool) -> Any:
@@ -33,7 +33,7 @@ def token_index(folder: Path, vectors: StoredVectors, factory: str | None, verbo
     count, width = vectors.flat.shape
     lists = 2 ** max(0, round(math.log2(4 * math.sqrt(max(1, count)))))
     lists = max(1, min(lists, count // TRAINED))
-    factory = factory or (f"IVF{lists},SQfp16" if 2 * count * width <= LARGE or width % 4 else f"IVF{lists},PQ{width // 4}")
+    factory = factory or (f"IVF{lists},SQfp16" if 2 * count * width <= COMPRESSED or width % 4 else f"IVF{lists},PQ{width // 4}")
     path = folder / f"tokens-{factory.replace(',', '-')}.faiss"
     if path.exists():
         index = faiss.read_index(str(path))
