@@ -190,7 +190,7 @@ EVERY = pytest.mark.parametrize("make", [make_cross, make_dot, make_colbert, mak
 @needs_gpu
 @EVERY
 def test_a_gpu_gives_the_scores_of_the_cpu(make, tmp_path) -> None:
-    frame = make_frame(queries=20, texts=20)
+    frame = make_frame(queries=12, texts=20)      # more would share docnos
     expected = make()(frame)["score"]
     make().save(tmp_path / "ranker")
     moved = kd.load(tmp_path / "ranker")
