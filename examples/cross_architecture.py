@@ -108,9 +108,11 @@ class Tested:
 
     def stored(self, model: kd.Ranker, name: str, dtype: str = "float16", whole: bool = False) -> kd.DocumentStore:
         """A model's vectors of the candidates, or of the whole collection."""
-        store = kd.DocumentStore(self.place / f"{name}.{'whole' if whole else dtype}.store")
-        documents = [{"docno": docno, "text": text} for docno, text in first_stage.corpus(self.name).items()] if whole else self.documents
-        return store if store.exists() else (model.doc_encoder() >> kd.DocumentStore(store.folder, dtype=dtype)).index(documents)
+        store = kd.DocumentStore(self.place / f"{name}.{'whole.' * whole}{dtype}.store")
+        if store.exists():
+            return store
+        documents = ({"docno": docno, "text": text} for docno, text in first_stage.corpus(self.name).items()) if whole else self.documents
+        return (model.doc_encoder() >> kd.DocumentStore(store.folder, dtype=dtype)).index(documents)
 
     def ranked(self, name: str, system: pt.Transformer) -> pd.DataFrame:
         """The candidates by a system's scores, computed once."""

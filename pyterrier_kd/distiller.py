@@ -158,7 +158,8 @@ class Distiller(pt.Estimator):
         self.measure = measure_of(self.measure)
         strategy, start = self.stages(), self.student_ if self.warm_start and self.student_ is not None else self.student
         if self.keep_top is not None and (not isinstance(self.keep_top, KeepTop) or scores_by(self.teacher) is None):
-            raise ValueError(f"Distiller(keep_top={self.keep_top!r}) keeps the passages that the teacher scores highest: it needs a teacher=, and a value such as kd.KeepTop(5).")
+            raise ValueError(f"Distiller(keep_top={self.keep_top!r}) keeps the passages that the teacher scores highest: it needs a teacher= that scores pairs, and a value "
+                             "such as kd.KeepTop(5).")
         if self.tracker is not None and self.checkpoint is None:
             raise ValueError(f"Distiller(tracker={self.tracker!r}) writes into the checkpoint folder: pass checkpoint= as well.")
         if self.tracker == "tensorboard":
@@ -209,12 +210,11 @@ class Distiller(pt.Estimator):
             for name in sorted(needs.student - student.signal_names):
                 raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
             teacher, known = stage.taught_by(self.teacher), given and stage.candidates is None
-            if given and not known and "scores" in needs.teacher and scores_by(teacher) is None:
-                raise DataError(f"The stage {stage.name!r} makes candidates of its own, of which these pairs hold no scores: pass a teacher= to the Distiller or to the stage.")
-            if isinstance(teacher, BySignal) and teacher.scores is None and "scores" in needs.teacher and not known:
-                raise DataError(f"{teacher!r}: {stage.loss!r} needs scores of queries with their own texts, which these data do not hold: pass scores=, or pairs "
-                                "of kd.pairs.from_score_file.")
-            if needs.teacher and teacher is None and not (known and needs.teacher == {"scores"}):
+            if "scores" in needs.teacher and scores_by(teacher) is None and not known and (given or isinstance(teacher, BySignal)):
+                where = f"the candidates that the stage {stage.name!r} makes for itself" if given else "queries with their own texts, which these data do not hold"
+                hint = f"pass scores= to {teacher!r}" if isinstance(teacher, BySignal) else "pass a teacher= to the Distiller or to the stage"
+                raise DataError(f"{stage.loss!r} needs scores of {where}: {hint}" + (", or pairs of kd.pairs.from_score_file." if not given else "."))
+            if teacher is None and needs.teacher - ({"scores"} if known else set()):
                 raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
         return bound_losses(strategy, student, self.teacher, self.seed)
 

@@ -1,7 +1,7 @@
 """``kd.export``: a trained ranker in the files of other software.
 
-``ranker.save`` writes folders from which transformers and sentence-transformers read the model; settings that those do not know (a scale, a cross-encoder's
-lengths and prompts, a head on the first token) stand beside it for this package alone. What is written here is for software that reads something
+``ranker.save`` writes folders from which transformers and sentence-transformers read the model; what those do not know (a scale, a cross-encoder's lengths
+and prompts, a head on the first token, a fixed number of mask tokens) stands beside it for this package alone. What is written here is for software that reads something
 else, and only where it would score as this package does: a setting that it does not have is an error, never left out.
 """
 
@@ -40,7 +40,7 @@ def export(ranker: Ranker, path: str | Path, format: str) -> Path:
 
     Args:
         ranker: What is written.
-        path: The folder or file. What an earlier export wrote there is replaced.
+        path: The folder or file. An earlier export, or another .dnn file, is replaced.
         format: "colbert-v2", a folder of colbert-ai; "dnn", a file whose name ends so, that pyterrier_colbert loads; or "onnx", a folder with ``model.onnx``, the tokenizer
             and ``ranker.json``, which says what goes in and comes out: of a ``CrossEncoder`` scores (N,), of a ``BertDot`` vectors (N, H), of a
             ``ColBERT`` vectors (N, T, H). Needs the extra ``onnx``.
@@ -50,9 +50,9 @@ def export(ranker: Ranker, path: str | Path, format: str) -> Path:
 
     Raises:
         ExportError: If that software could not score as this ranker does.
-        FileExistsError: If there are other files in the folder, or the path is not that of a .dnn file where one is to be.
+        FileExistsError: If there are other files in the folder, or a folder where a file is to be.
         ImportError: If an extra is not installed.
-        ValueError: If the format is unknown.
+        ValueError: If the format is unknown, or the path of a .dnn file does not end so.
     """
     if format not in WRITERS:
         raise ValueError(f"export(format={format!r}) is unknown: it is one of {', '.join(map(repr, WRITERS))}. sentence-transformers reads what save() writes.")
@@ -113,8 +113,10 @@ def write_dnn(ranker: Ranker, path: Path) -> None:
     if settings != fixed:
         raise ExportError(f"pyterrier_colbert scores with {fixed}; this ranker has {({k: v for k, v in settings.items() if v != fixed[k]})}.")
     weights = {f"bert.{name}": value.detach().cpu() for name, value in colbert.encoder.state_dict().items() if not name.endswith("position_ids")}
-    if path.suffix != ".dnn" or path.is_dir():
-        raise FileExistsError(f"{path} is {'a folder' if path.is_dir() else 'no .dnn file'}: pass the path of a file that ends in .dnn.")
+    if path.suffix != ".dnn":
+        raise ValueError(f"export(path={str(path)!r}, format='dnn'): its readers want a file whose name ends in .dnn.")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; a .dnn is a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     held = {"epoch": 0, "batch": 0, "model_state_dict": {**weights, "linear.weight": weight}, "optimizer_state_dict": {},

@@ -95,6 +95,17 @@ def require_heard(ranker: Ranker, layers: LayerNumbers) -> None:
             ranker.read(Texts(("a text",)), layers)
 
 
+def told(value: Any) -> str:
+    """What identifies a value in other processes, too: of a function its code and the constants that it has from outside, of an object without a repr of its own
+    what it holds."""
+    if (code := getattr(value, "__code__", None)) is not None:
+        outside = [cell.cell_contents for cell in value.__closure__ or ()]
+        value = (value.__qualname__, code.co_code, code.co_consts, value.__defaults__, [v for v in outside if isinstance(v, str | int | float | tuple)])
+    elif ADDRESS.search(repr(value)):
+        value = (type(value).__qualname__, vars(value) if hasattr(value, "__dict__") else ())
+    return ADDRESS.sub("", repr(value))
+
+
 class Fit:
     """One fit under way: its stages, its best student so far, its place on disk.
 
@@ -135,9 +146,10 @@ class Fit:
         Not the teacher's scores, which may differ in their last digits when they are computed again: ``_teacher_summary``.
         """
         digest = hashlib.blake2b(digest_size=8)
-        for part in (self.settings.strategy.stages, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes, str(self.settings.measure),
+        own = [(told(stage.candidates), told(stage.topics)) for stage in self.settings.strategy.stages]
+        for part in (self.settings.strategy.stages, own, self.settings.seed, start.fingerprint(), start.settings(), self.accelerator.num_processes, str(self.settings.measure),
                      described(self.settings.teacher), self.accelerator.mixed_precision):
-            digest.update(ADDRESS.sub("", repr(part)).encode())
+            digest.update(told(part).encode())
         for source in self.given:
             if source is None:
                 continue

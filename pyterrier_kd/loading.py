@@ -16,6 +16,7 @@ from .formats.checkpoints import METADATA, read_json, tiny_bert_config
 from .rankers import TK, BertDot, ColBERT, CrossEncoder, PreTTR, Ranker
 
 RANKERS: dict[str, type[Ranker]] = {"CrossEncoder": CrossEncoder, "BertDot": BertDot, "ColBERT": ColBERT, "PreTTR": PreTTR, "TK": TK}
+ENCODERS = frozenset(f"{family}Model" for family in ("Bert", "DistilBert", "Electra", "Roberta", "XLMRoberta", "Camembert", "MPNet", "ModernBert", "DebertaV2"))
 SENTENCE_TRANSFORMERS = {"CrossEncoder": "CrossEncoder", "SentenceTransformer": "BertDot"}
 
 
@@ -41,7 +42,7 @@ def load(path: str | Path, **settings: Any) -> Ranker:
         kind = "ColBERT"
     if kind is None and (found := bare_weights.read(name)):
         kind = found.ranker
-    if kind is None and any(a.endswith("Model") for a in architectures):      # an encoder without the head of its pre-training
+    if kind is None and any(a in ENCODERS for a in architectures):      # without the head of its pre-training
         kind = "BertDot"
         if "pooling" not in settings:
             warnings.warn(f"{name!r} is an encoder that does not say how a text becomes one vector: kd.load takes the first token's, as arXiv:2010.02666 does. "

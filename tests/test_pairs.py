@@ -69,8 +69,10 @@ def test_a_stage_that_mines_after_one_on_pairs_has_their_labels_and_needs_a_teac
     topics = pd.DataFrame({"qid": list(QUERIES), "query": list(QUERIES.values())})
     mined = kd.Mined([{"docno": d, "text": t} for d, t in TEXTS.items()], topics, read.qrels(), depth=6)
     settings = {"steps": 2, "batch_size": 4, "dropout": 0, "verbose": False}
-    with pytest.raises(DataError, match="stage 'again' makes candidates of its own, of which these pairs hold no scores: pass a teacher="):
+    with pytest.raises(DataError, match="needs scores of the candidates that the stage 'again' makes for itself: pass a teacher= to the Distiller or to the stage"):
         kd.Distiller(make_dot(), strategy=(kd.Stage(losses.MarginMSE()), kd.Stage(losses.MarginMSE(), candidates=mined, name="again")), **settings).fit(read)
+    with pytest.raises(DataError, match=r"needs scores of the candidates that the stage 'train' makes for itself: pass scores= to BySignal"):
+        kd.Distiller(make_dot(), kd.BySignal(make_colbert()), strategy=kd.Stage(losses.MarginMSE() + losses.MarginMSE(in_batch=True), candidates=mined), **settings).fit(read)
     for stage in (kd.Stage(losses.MarginMSE(), candidates=mined, teacher=make_cross(seed=3)), kd.Stage(losses.RankNet(), candidates=mined)):
         history = kd.Distiller(make_dot(), strategy=(kd.Stage(losses.MarginMSE()), stage), **settings).fit(read).history_
         assert history["loss"].notna().all()

@@ -446,7 +446,7 @@ def test_groups_that_the_filter_leaves_without_what_a_loss_needs_are_left_out() 
     with pytest.raises(DataError, match="6 have fewer than 2 candidates"):
         kd.Distiller(make_cross(seed=6), make_cross(seed=5), loss=kd.losses.MarginMSE(), keep_top=KeepTop(1, per="query"), steps=1, verbose=False).fit(frame, qrels)
     for bad in ({"keep_top": 5, "teacher": make_cross()}, {"keep_top": KeepTop(5)}):
-        with pytest.raises(ValueError, match=r"it needs a teacher=, and a value such as kd.KeepTop\(5\)"):
+        with pytest.raises(ValueError, match=r"it needs a teacher= that scores pairs, and a value such as kd.KeepTop\(5\)"):
             kd.Distiller(make_cross(), loss=kd.losses.HardLabels(), verbose=False, **bad).fit(frame, qrels)
 
 

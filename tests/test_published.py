@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,12 @@ def test_plain_encoders_are_not_taken_for_any_of_them(tmp_path: Path) -> None:
         ranker = kd.load(tmp_path, device="cpu")
     assert isinstance(ranker, kd.BertDot)
     assert (ranker.pooling, ranker.normalize) == ("cls", False)
-    assert kd.load(tmp_path, pooling="mean", device="cpu").pooling == "mean"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kd.load(tmp_path, pooling="mean", device="cpu").pooling == "mean"
+    transformers.GPT2Model(transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "causal")
+    with pytest.raises(CheckpointError, match="does not say which ranker it is"):        # its first token's vector knows nothing of the others
+        kd.load(tmp_path / "causal")
     config = transformers.DistilBertConfig.from_pretrained(tmp_path)
     transformers.DistilBertForMaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="does not say which ranker it is"):
@@ -171,6 +177,10 @@ def test_dnn_files(half: bool, frame: pd.DataFrame, tmp_path: Path) -> None:
     torch.save({"model_state_dict": weights, "arguments": told}, tmp_path / "told.dnn")
     ranker = kd.ColBERT(tmp_path / "told.dnn", tokenizer, device="cpu")
     assert (ranker.query_length, ranker.doc_length, "." in ranker.skip) == (24, 40, True)
+    torch.save({"model_state_dict": weights, "arguments": {"mask_punctuation": False, "model": "/a/folder/elsewhere"}}, tmp_path / "told.dnn")
+    assert kd.ColBERT(tmp_path / "told.dnn", tokenizer, preset="v2", device="cpu").skip == ()
+    with pytest.raises(CheckpointError, match=r"'/a/folder/elsewhere' has no tokenizer that can be loaded: .* It is that of '.*told.dnn': pass tokenizer="):
+        kd.load(tmp_path / "told.dnn")
     torch.save({"model_state_dict": weights, "arguments": {"similarity": "l2"}}, tmp_path / "l2.dnn")
     with pytest.raises(CheckpointError, match="compares by 'l2'; of colbert's files, ColBERT reads those that compare by cosine"):
         kd.load(tmp_path / "l2.dnn")

@@ -162,9 +162,6 @@ def test_the_quick_start_takes_other_collections_and_models(tmp_path, minilm) ->
     assert "nDCG@10 p-value corrected" in done.stdout
 
 
-# ---------------------------------------------------------------------- on an accelerator
-
-
 @pytest.mark.slow
 @needs_data
 def test_pairs_take_queries_and_texts_from_a_dataset_by_its_name(tmp_path) -> None:
@@ -181,6 +178,9 @@ def test_pairs_take_queries_and_texts_from_a_dataset_by_its_name(tmp_path) -> No
     with pytest.warns(UserWarning, match="5 of 5 texts are longer than the model takes"):
         distil = kd.Distiller(make_dot(), loss=kd.losses.MarginMSE(), steps=2, batch_size=2, dropout=0, verbose=False).fit(read)
     assert distil.history_["loss"].notna().all()
+
+
+# ---------------------------------------------------------------------- on an accelerator
 
 
 EVERY = pytest.mark.parametrize("make", [make_cross, make_dot, make_colbert, make_prettr, make_tk], ids=["cross", "dot", "colbert", "prettr", "tk"])

@@ -185,7 +185,7 @@ def test_a_run_killed_while_its_store_takes_its_place_loses_nothing(overwrite: b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]
 
 
-def test_settling_leaves_other_folders_alone_and_what_is_another_process_s(frame: pd.DataFrame, tmp_path: Path) -> None:
+def test_settling_restores_what_was_replaced_and_leaves_other_folders_alone(frame: pd.DataFrame, tmp_path: Path) -> None:
     (tmp_path / ".store.old").mkdir()
     (tmp_path / ".store.old" / "notes.txt").write_text("mine")
     make_store(make_dot(), tmp_path / "store", frame)

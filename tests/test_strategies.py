@@ -131,6 +131,9 @@ def test_a_stage_mines_its_candidates_with_the_student_as_it_then_is(frame, qrel
         stopping_after(patch, 7)
         with pytest.raises(Stop):
             kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **settings).fit(frame, qrels)
+    another = replace(second, candidates=lambda student: mined(student).head(3))
+    with pytest.raises(CheckpointError, match="holds another training"):
+        kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **{**settings, "strategy": (first, another)}).fit(frame, qrels)
     anew = replace(second, candidates=lambda student: seen.append(student.fingerprint()) or mined(student))     # as in a new process: the same function elsewhere in memory
     again = kd.Distiller(make_dot(), make_cross(seed=4), checkpoint=tmp_path / "kept", **{**settings, "strategy": (first, anew)}).fit(frame, qrels)
     assert len(seen) == 2
@@ -155,7 +158,7 @@ def test_tas_b_has_another_teacher_for_each_signal(frame, qrels) -> None:
     history = distil.history_
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert history[["MarginMSE(in_batch=False)", "MarginMSE(in_batch='anchored')"]].notna().all(axis=None)
-    with pytest.raises(DataError, match=r"BySignal\(.*scores=the data\): .* needs scores of queries with their own texts, which these data do not hold"):
+    with pytest.raises(DataError, match=r"needs scores of queries with their own texts, which these data do not hold: pass scores= to BySignal\(.*scores=the data\), or pairs of"):
         kd.Distiller(make_dot(), kd.BySignal(by_batch), strategy=strategy, verbose=False).fit(frame, qrels)
     with pytest.raises(MissingSignal, match="needs the signal 'in_batch' from the teacher"):
         kd.Distiller(make_dot(), kd.BySignal(make_cross(), scores=pairwise), strategy=strategy, verbose=False).fit(frame, qrels)

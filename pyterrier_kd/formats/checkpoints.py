@@ -99,20 +99,25 @@ def load_strict(auto_class: Any, name: str, *, new_head: bool = False, beside: S
     return model.eval(), state
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, of: str = "") -> Any:
     """The tokenizer of a checkpoint.
+
+    Args:
+        name: A folder or hub name.
+        of: The checkpoint, where its tokenizer is elsewhere.
 
     Raises:
         CheckpointError: If the folder holds none. (transformers would make an empty one, to which every word is unknown.)
     """
+    own = tiny_bert_config(name)
     try:
         if not any(find_file(name, f) for f in VOCABULARIES):
             raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)} is there")
         with quiet_loading():
-            own = tiny_bert_config(name)
             return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **({} if own is None else {"config": own}))
     except Exception as error:
-        raise CheckpointError(f"{name!r} has no tokenizer that can be loaded: {str(error).strip()[:300]}") from error
+        hint = f" It is that of {of!r}: pass tokenizer=." if of not in ("", name) else ""
+        raise CheckpointError(f"{name!r} has no tokenizer that can be loaded: {str(error).strip()[:300]}{hint}") from error
 
 
 def tiny_bert_config(name: str) -> Any:
@@ -121,12 +126,12 @@ def tiny_bert_config(name: str) -> Any:
     Those have a ``bert_config.json``, or a ``config.json`` without the model's type: neither of which transformers reads. Whether there is a head, and of
     how many classes, is known from the weights.
     """
-    told = read_json(name, "config.json")
-    if "model_type" in told or not (told := told or read_json(name, "bert_config.json")) or not {"hidden_size", "num_hidden_layers", "num_attention_heads"} <= told.keys():
+    told = read_json(name, "config.json") or read_json(name, "bert_config.json")
+    if "model_type" in told or not {"hidden_size", "num_hidden_layers", "num_attention_heads"} <= told.keys():
         return None
     head = read_weights(name).get("classifier.weight")
     headed = {"num_labels": len(head), "architectures": ["BertForSequenceClassification"]} if head is not None else {"architectures": ["BertModel"]}
-    return transformers.BertConfig.from_dict({**told, **headed})
+    return transformers.BertConfig.from_dict({**headed, **told})
 
 
 def read_weights(name: str) -> dict[str, Tensor]:

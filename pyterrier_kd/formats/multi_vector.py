@@ -97,7 +97,7 @@ def from_bare(found: Found) -> Recipe:
         return Recipe((dense,), {})
     told = found.told           # the arguments of colbert's training
     return Recipe((dense, Normalize()), {"query_length": told.get("query_maxlen"), "doc_length": told.get("doc_maxlen"),
-                                         "skip": "punctuation" if told.get("mask_punctuation") else None})
+                                         "skip": {None: None, False: (), True: "punctuation"}[told.get("mask_punctuation")]})
 
 
 def expansion_settings(length: int | None, attended: Any) -> dict[str, Any]:

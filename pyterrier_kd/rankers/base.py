@@ -24,6 +24,7 @@ import torch
 from .. import scoring
 from ..errors import DataError
 from ..formats.checkpoints import model_limit, structure_of
+from ..formats.sentence_transformers import Dense
 from ..frames import TextFields, distinct, explained, fields_of, require_strings, row_texts
 from ..signals import NO_LAYERS, Architecture, Batch, LayerNumbers, Layers, Signals, Texts, missing_signal
 from ..tokens import Template, TokenTable, assemble, tokenise
@@ -138,7 +139,8 @@ class Ranker(Saved, pt.Transformer, ABC):
         """(N,) float32 scores of N pairs, given as rows of what was prepared."""
 
     def _structure(self) -> dict[str, Any]:
-        return {"config": structure_of(self.encoder.config), "activations": [part.activation_name for part in self.model.modules() if hasattr(part, "activation_name")]}
+        dense = [part for part in self.model.modules() if isinstance(part, Dense)]
+        return {"config": structure_of(self.encoder.config), "activations": [part.activation_name + (" and the input" if part.adds_input else "") for part in dense]}
 
     # ------------------------------------------------------------------ scoring
 

@@ -84,10 +84,11 @@ class BertDot(TwoSided):
             text_prompt = recipe.text_prompt if text_prompt is None else text_prompt
             limit = recipe.max_length
             if normalize is None and recipe.similarity != "dot" and not recipe.normalizes:
+                choice = "normalize=True for the cosine, or " if recipe.similarity == "cosine" else ""
                 warnings.warn(f"{name!r} compares vectors by {recipe.similarity!r} and does not normalise them: BertDot takes their dot product. "
-                              "Pass normalize=True for the cosine, or normalize=False if the dot product is what it was trained for.", stacklevel=2)
+                              f"Pass {choice}normalize=False if the dot product is what it was trained for.", stacklevel=2)
         require_tokenizer(tokenizer, "BertDot")
-        # a model that is passed stays as it is
+        # what follows the encoder of a model that is passed stays as it is there; the encoder is shared
         model = DotModel(model.encoder, model.pooling, list(model.steps)) if isinstance(model, DotModel) else DotModel(model, pooling or "cls", [])
         super().__init__(model, tokenizer, name=name, batch_size=batch_size, text_field=text_field or stored.get("text_field", "text"),
                          query_prompt=query_prompt or "", text_prompt=text_prompt or "", texts=texts, device=device, dtype=dtype, verbose=verbose)

@@ -103,7 +103,7 @@ class ColBERT(TwoSided):
             name = str(model)
             stored, metadata = stored_metadata(name, "ColBERT")
             if (bare := bare_weights.read(name)) and bare.ranker == "ColBERT":
-                recipe, model, tokenizer = multi_vector.from_bare(bare), bare.encoder, tokenizer or load_tokenizer(bare.tokenizer)
+                recipe, model, tokenizer = multi_vector.from_bare(bare), bare.encoder, tokenizer or load_tokenizer(bare.tokenizer, of=name)
                 preset = preset or ("v1" if bare_weights.is_dnn(name) else "matchmaker")
             else:
                 recipe, tokenizer = multi_vector.read(name), tokenizer or load_tokenizer(name)
@@ -120,7 +120,7 @@ class ColBERT(TwoSided):
             raise ValueError(f"ColBERT(skip={skip!r}) is unknown: it is 'punctuation', or a list of tokens.")
         new = recipe is None and not isinstance(model, TokenModel)
         if isinstance(model, TokenModel):
-            model = TokenModel(model.encoder, list(model.steps))        # what is passed stays as it is
+            model = TokenModel(model.encoder, list(model.steps))        # what follows the encoder stays as it is there; the encoder is shared
         else:
             model = TokenModel(model, recipe.steps if recipe is not None else new_steps(model, chosen, normalize, seed))
         if dim not in (None, model.width):

@@ -72,7 +72,7 @@ class CrossEncoder(Ranker):
             name = str(model)
             stored, metadata = stored_metadata(name, "CrossEncoder")
             model, head, bare = load_classifier(name, classes)
-            tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name)
+            tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name, of=name)
         require_tokenizer(tokenizer, "CrossEncoder")
         if model.config.num_labels not in (1, 2):
             raise CheckpointError(f"CrossEncoder takes a head of 1 or 2 classes; {name or type(model).__name__} has {model.config.num_labels}.")

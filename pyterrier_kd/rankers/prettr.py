@@ -79,7 +79,7 @@ class PreTTR(TwoSided):
             name = str(model)
             stored, metadata = stored_metadata(name, "PreTTR", also=("CrossEncoder",))
             model, head, bare = load_classifier(name, classes)
-            tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name)
+            tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name, of=name)
             if bare is not None and bare.ranker == "PreTTR":
                 stored = PUBLISHED | {"join": bare.told.get("join_layer_idx", PUBLISHED["join"])}
             if path := find_file(name, COMPRESSION):

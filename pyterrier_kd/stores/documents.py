@@ -23,7 +23,7 @@ from .files import SCALES, TYPES, VECTORS, VERSION, StoredVectors, opened, settl
 from .indexing import StoreIndexer
 from .reranking import StoreScorer
 from .retrieval import StoreRetriever
-from .stamp import Stamp, text_fingerprint, text_settings
+from .stamp import Stamp, quickly_told, text_settings
 
 
 class DocumentStore(pt.Artifact, pt.Indexer):
@@ -92,8 +92,8 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         sizes = self.facts["sizes"]
         return float((sizes[VECTORS] + sizes[SCALES]) / max(1, len(self)))
 
-    def _opened(self) -> tuple[str, StoredVectors, Docnos]:
-        """What is on the disk now, and what identifies it; opened again where the store was made anew."""
+    def opened(self) -> tuple[str, StoredVectors, Docnos]:
+        """What is on the disk now: what identifies it, the vectors, the names; opened again where the store was made anew."""
         facts = self.facts
         if self._dtype not in (None, facts["dtype"]):
             raise StoreError(f"The store {self.folder} holds {facts['dtype']}, not {self._dtype}.")
@@ -108,12 +108,12 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         Raises:
             StoreError: If a file is damaged, or of another type than was asked for.
         """
-        return self._opened()[1]
+        return self.opened()[1]
 
     @property
     def docnos(self) -> Docnos:
         """The documents' names by number, and their numbers by name."""
-        return self._opened()[2]
+        return self.opened()[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}        # another process opens the files itself
@@ -123,19 +123,19 @@ class DocumentStore(pt.Artifact, pt.Indexer):
 
         Args:
             ranker: The ranker.
-            before: What an earlier call gave: unless the store or the ranker's settings changed since, its weights are not looked at again.
+            before: What an earlier call gave: unless the store or the ranker's settings or tokenizer changed since, its weights are not looked at again.
 
         Raises:
             StoreError: If so.
         """
-        facts, settings = self.facts, text_settings(ranker) if before is not None else {}
-        if before is not None and (facts["encoder"], settings) == (before.encoder, before.settings):
+        facts = self.facts
+        if before is not None and facts["encoder"] == before.encoder and quickly_told(ranker) == before.told:
             return before
-        own = text_fingerprint(ranker)
-        if facts["encoder"] != own:
+        own = Stamp.of(ranker)
+        if facts["encoder"] != own.encoder:
             raise StoreError(f"The store {self.folder} was made by {facts['encoder_name']} with settings {facts['settings']}, whose vectors of texts are not those of {ranker!r} "
                              f"({text_settings(ranker)}). Index the documents with this ranker, or score with that one.")
-        return Stamp(own, text_settings(ranker))
+        return own
 
     # ------------------------------------------------------------------ indexing
 

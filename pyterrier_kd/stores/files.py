@@ -101,21 +101,28 @@ def unfinished(path: Path) -> Path:
 
 
 def settle(path: Path) -> None:
-    """Finishes what a killed run left half done when its store was to take its place. Several processes may be at it."""
+    """Finishes what a killed run left half done when its store was to take its place; one process at a time."""
     path = path.absolute()
-    fresh, own = unfinished(path), path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-    if (fresh / METADATA).exists():
-        with contextlib.suppress(FileNotFoundError):        # another process was faster
+    fresh, lock = unfinished(path), path.with_name(f".{path.name}.settling")
+    if not (fresh / METADATA).exists() and not replaced(path):
+        return
+    with filelock.FileLock(lock):
+        if (fresh / METADATA).exists():                     # no other process was faster
             if path.exists():
-                path.rename(own)
+                path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old"))
             fresh.rename(path)
             for name in (COUNTS, DOCNOS, PROGRESS, LOCK):
                 (path / name).unlink(missing_ok=True)
-    replaced = list(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))      # listed before it is known that something stands in their place
-    recover(path)
-    if path.exists():
-        for old in replaced:
+        recover(path)
+        for old in replaced(path):
             shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        lock.unlink()
+
+
+def replaced(path: Path) -> list[Path]:
+    """What a new store has taken the place of, or was about to."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))
 
 
 def forced(path: Path) -> None:

@@ -19,11 +19,12 @@ TRAINED = 64            # vectors a list from which an index learns its lists
 COMPRESSED = 1 << 34         # bytes of float16 vectors beyond which an index holds them compressed
 
 
-def token_index(folder: Path, vectors: StoredVectors, factory: str | None, verbose: bool) -> Any:
+def token_index(folder: Path, held: str, vectors: StoredVectors, factory: str | None, verbose: bool) -> Any:
     """The faiss index over the vectors of a store, by inner product; read from its folder, or built and put there.
 
     Args:
         folder: The store's.
+        held: What identifies that which the store holds.
         vectors: Its vectors.
         factory: What faiss calls the kind of index. Default None: an inverted file with about four times the root of the number of vectors as
             lists; vectors in float16, or where that would take more than 16 GB, in one byte for every four dimensions.
@@ -34,7 +35,7 @@ def token_index(folder: Path, vectors: StoredVectors, factory: str | None, verbo
     lists = 2 ** max(0, round(math.log2(4 * math.sqrt(max(1, count)))))
     lists = max(1, min(lists, count // TRAINED))
     factory = factory or (f"IVF{lists},SQfp16" if 2 * count * width <= COMPRESSED or width % 4 else f"IVF{lists},PQ{width // 4}")
-    path = folder / f"tokens-{factory.replace(',', '-')}.faiss"
+    path = folder / f"tokens-{held[:8]}-{factory.replace(',', '-')}.faiss"
     if path.exists():
         index = faiss.read_index(str(path))
         if index.ntotal == count and index.d == width:

@@ -40,7 +40,8 @@ class StoreScorer(pt.Transformer):
         if not len(out):
             return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
         docs, names = distinct(out["docno"].astype(str), "docnos", self)
-        rows = self.store.docnos.rows(names)[docs]
+        _, vectors, docnos = self.store.opened()
+        rows = docnos.rows(names)[docs]
         lost = rows < 0
         if lost.any() and self.missing == "error":
             unknown = [names[i] for i in np.unique(docs[lost])]
@@ -52,7 +53,7 @@ class StoreScorer(pt.Transformer):
         scores = np.empty(len(out), dtype=np.float32)
         with ranker._inference(), pt.tqdm(total=len(out), desc=type(ranker).__name__, unit="pair", disable=not ranker.verbose) as bar:
             prepared = ranker._prepare_queries(queries)
-            scores[~lost] = ranker._score_rows(prepared, codes[~lost], self.store.vectors, rows[~lost], bar.update)
+            scores[~lost] = ranker._score_rows(prepared, codes[~lost], vectors, rows[~lost], bar.update)
         if len(unstored):
             scores[lost] = ranker.score(unstored["query"].tolist(), texts)
         return pt.model.add_ranks(out.assign(score=ranker._finite(scores).astype("float64")))

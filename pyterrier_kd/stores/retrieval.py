@@ -36,12 +36,12 @@ class StoreRetriever(pt.Transformer):
         # where a document has one vector, as many neighbours are needed as documents, also when later fewer of them are kept
         self.neighbours = max(neighbours, num_results) if isinstance(ranker.model.interaction, Dot) else neighbours
         self.probes, self.factory = probes, factory
-        self._index: tuple[StoredVectors, Any] | None = None
+        self._index: tuple[str, Any] | None = None
 
-    def _index_of(self, vectors: StoredVectors) -> Any:
-        """The faiss index over all token vectors, built if there is none yet."""
-        if self._index is None or self._index[0] is not vectors:
-            self._index = (vectors, token_index(self.store.folder, vectors, self.factory, self.ranker.verbose))
+    def _index_of(self, held: str, vectors: StoredVectors) -> Any:
+        """The faiss index over all token vectors of what the store holds, built if there is none yet."""
+        if self._index is None or self._index[0] != held:
+            self._index = (held, token_index(self.store.folder, held, vectors, self.factory, self.ranker.verbose))
             set_probes(self._index[1], self.probes)
         return self._index[1]
 
@@ -59,8 +59,8 @@ class StoreRetriever(pt.Transformer):
             return topics.assign(docno=pd.Series(dtype=object), score=pd.Series(dtype="float64"), rank=pd.Series(dtype="int64"))
         codes, queries = distinct(topics["query"], "queries", self)
         ranker = self.ranker
-        found, vectors = [], self.store.vectors
-        index = None if self.exhaustive else self._index_of(vectors)
+        found, (held, vectors, docnos) = [], self.store.opened()
+        index = None if self.exhaustive else self._index_of(held, vectors)
         with ranker._inference():
             prepared = ranker._prepare_queries(queries)
             for query in pt.tqdm(range(len(queries)), desc=f"{type(ranker).__name__} retriever", unit="q", disable=not ranker.verbose):
@@ -69,7 +69,7 @@ class StoreRetriever(pt.Transformer):
         docs = np.concatenate([found[code][0] for code in codes])
         scores = np.concatenate([found[code][1] for code in codes])
         out = topics.drop(columns=["score", "rank", *fields_of(ranker.text_field)], errors="ignore").iloc[rows].reset_index(drop=True)
-        return pt.model.add_ranks(out.assign(docno=np.array(self.store.docnos.named(docs), dtype=object), score=scores.astype("float64")))
+        return pt.model.add_ranks(out.assign(docno=np.array(docnos.named(docs), dtype=object), score=scores.astype("float64")))
 
     def _best(self, queries: Ragged, query: int, vectors: StoredVectors, index: Any) -> tuple[np.ndarray, np.ndarray]:
         """The numbers and scores of a query's best documents, best first; without an index, of all."""

@@ -19,11 +19,21 @@ class Stamp:
 
     Attributes:
         encoder: The ranker's ``text_fingerprint``.
-        settings: Its ``text_settings``, which are part of that and quickly compared.
+        told: Its ``text_settings`` and how it reads, which are part of that and quickly compared.
     """
 
     encoder: str
-    settings: dict[str, Any]
+    told: tuple[dict[str, Any], str]
+
+    @classmethod
+    def of(cls, ranker: TwoSided) -> Stamp:
+        """A ranker's."""
+        return cls(text_fingerprint(ranker), quickly_told(ranker))
+
+
+def quickly_told(ranker: TwoSided) -> tuple[dict[str, Any], str]:
+    """What a stamp says besides the weights."""
+    return text_settings(ranker), ranker.reads_by()
 
 
 def text_settings(ranker: TwoSided) -> dict[str, Any]:
