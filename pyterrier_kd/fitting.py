@@ -96,8 +96,10 @@ def require_heard(ranker: Ranker, layers: LayerNumbers) -> None:
 
 
 def told(value: Any) -> str:
-    """What identifies a value in other processes, too: of a function its code and the constants that it has from outside, of an object without a repr of its own
-    what it holds."""
+    """What identifies a value in other processes, too.
+
+    Of a function its code and the constants that it has from outside, of an object without a repr of its own what it holds.
+    """
     if (code := getattr(value, "__code__", None)) is not None:
         outside = [cell.cell_contents for cell in value.__closure__ or ()]
         value = (value.__qualname__, code.co_code, code.co_consts, value.__defaults__, [v for v in outside if isinstance(v, str | int | float | tuple)])
