@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import ExportError, require_extra
-from .formats.checkpoints import atomic_folder
+from .formats.checkpoints import atomic_folder, read_json, write_json
 from .formats.multi_vector import PUNCTUATION
 from .formats.sentence_transformers import Dense, Normalize
 from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
@@ -89,12 +88,13 @@ def write_colbert_v2(ranker: Ranker, path: Path) -> None:
         colbert.tokenizer.save_pretrained(folder)
         weights = {f"{prefix}.{name}": value.contiguous() for name, value in colbert.encoder.state_dict().items()}
         save_file({**weights, "linear.weight": weight.contiguous()}, folder / "model.safetensors", metadata={"format": "pt"})
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        (folder / "config.json").write_text(json.dumps({**config, "architectures": ["HF_ColBERT"]}, indent=2), encoding="utf-8")
+        write_json(folder / "config.json", {**read_json(str(folder), "config.json"), "architectures": ["HF_ColBERT"]})
+        reads = read_json(str(folder), "tokenizer_config.json")     # its readers mostly have a transformers below 5, which knows this setting by its older name
+        write_json(folder / "tokenizer_config.json", {"additional_special_tokens" if key == "extra_special_tokens" else key: value for key, value in reads.items()})
         told = {"query_token_id": colbert.query_marker, "doc_token_id": colbert.text_marker, "query_token": "[Q]", "doc_token": "[D]", "query_maxlen": colbert.query_length,
                 "doc_maxlen": colbert.doc_length, "dim": colbert.width, "similarity": "cosine", "mask_punctuation": bool(colbert.skip),
                 "attend_to_mask_tokens": colbert.attend_expansion, "checkpoint": str(path)}
-        (folder / "artifact.metadata").write_text(json.dumps(told, indent=2), encoding="utf-8")
+        write_json(folder / "artifact.metadata", told)
 
 
 def write_dnn(ranker: Ranker, path: Path) -> None:
@@ -177,7 +177,7 @@ def write_onnx(ranker: Ranker, path: Path) -> None:
                               external_data=sum(p.numel() for p in ranker.model.parameters()) > IN_ONE_FILE, dynamic_shapes=(tuple({0: "batch", 1: "tokens"} for _ in names),))
         ranker.tokenizer.save_pretrained(folder)
         told = {"ranker": type(ranker).__name__, "inputs": names, "output": output, **{k: v for k, v in ranker.settings().items() if k != "text_field"}}
-        (folder / "ranker.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+        write_json(folder / "ranker.json", told)
 
 
 WRITERS: dict[str, Callable[[Ranker, Path], None]] = {"colbert-v2": write_colbert_v2, "dnn": write_dnn, "onnx": write_onnx}
