@@ -34,7 +34,8 @@ parser.add_argument("--teachers", type=int, default=2, help="of the ensemble; th
 parser.add_argument("--queries", type=int, default=2000, help="training queries")
 parser.add_argument("--texts", type=int, default=4, help="texts a query and step")
 parser.add_argument("--steps", type=int, default=500, help="of a student, 8 queries each")
-parser.add_argument("--teacher-steps", type=int, default=300)
+parser.add_argument("--teacher-steps", type=int, default=300, help="8 queries each")
+parser.add_argument("--teacher-texts", type=int, default=8, help="texts a query and step")
 parser.add_argument("--learning-rate", type=float, default=3e-4)
 parser.add_argument("--max-length", type=int, default=96, help="tokens of a text")
 parser.add_argument("--depth", type=int, default=50, help="documents that are re-ranked")
@@ -60,7 +61,8 @@ def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strateg
 
 
 # 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in what they were shown
-fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False) + losses.HardLabels(), texts=8).with_settings(steps=args.teacher_steps, learning_rate=1e-4, batch_size=8)
+fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False) + losses.HardLabels(), texts=args.teacher_texts)
+fine_tune = fine_tune.with_settings(steps=args.teacher_steps, learning_rate=1e-4, batch_size=8)
 teachers = []
 for number in range(args.teachers):
     whole = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length + 32, query_length=32)
@@ -72,7 +74,7 @@ head = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length + 32, qu
 tokenizer = half.tokenizer
 starts = {
     "BERT_CAT": head,
-    "PreTT": kd.PreTTR(head.clone().model, tokenizer, join=2, **sizes),
+    "PreTT": kd.PreTTR(head.clone().model, tokenizer, **sizes),
     "ColBERT": kd.ColBERT(half.clone().encoder, tokenizer, preset="v2", **sizes),
     "BERT_DOT": half,
     "TK": kd.TK.new(first_stage.minilm(), **sizes),

@@ -354,6 +354,9 @@ def test_retrieval_finds_what_scoring_everything_finds(dtype: str, tmp_path: Pat
     dense = make_dot(seed=1)
     vectors = make_store(dense, tmp_path / "dense", docs)
     assert len(vectors.retriever(dense, 250, factory="Flat")(topics)) == 750       # more than the neighbours of one vector
+    best = vectors.retriever(dense, 200, exhaustive=True)(topics)[["qid", "docno"]]
+    assert len(best.merge(vectors.retriever(dense, 200)(topics))) == len(best)      # so many neighbours need more lists than one neighbour does
+    assert len(best.merge(vectors.retriever(dense, 200, probes=1)(topics))) < len(best)
 
 
 def test_rankers_that_compare_otherwise_only_retrieve_by_scoring_everything(tmp_path: Path) -> None:

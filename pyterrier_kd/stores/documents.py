@@ -164,7 +164,7 @@ class DocumentStore(pt.Artifact, pt.Indexer):
         """
         return StoreScorer(self, ranker, missing)
 
-    def retriever(self, ranker: TwoSided, num_results: int = 1000, *, neighbours: int = 128, probes: int = 8, factory: str | None = None,
+    def retriever(self, ranker: TwoSided, num_results: int = 1000, *, neighbours: int = 128, probes: int | None = None, factory: str | None = None,
                   exhaustive: bool = False) -> StoreRetriever:
         """First-stage retrieval: the documents of each query vector's nearest token vectors, by their exact scores. Needs faiss.
 
@@ -172,7 +172,8 @@ class DocumentStore(pt.Artifact, pt.Indexer):
             ranker: Encodes queries, and compares.
             num_results: The most documents a query. Default 1000.
             neighbours: Token vectors that are looked up for each of a query's. Default 128.
-            probes: Lists of the index that are looked into for each of them. Default 8.
+            probes: Lists of the index that are looked into for each of a query's vectors. Default None: at least 8, and as many as hold 32 times
+                the neighbours.
             factory: What faiss calls the kind of index. Default None: an inverted file with vectors in float16, "IVF...,SQfp16".
             exhaustive: Whether to score every document instead. Default False.
         """

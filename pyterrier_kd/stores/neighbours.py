@@ -16,6 +16,7 @@ from .files import StoredVectors
 
 BLOCK = 1 << 16         # vectors that are added to an index at once
 TRAINED = 64            # vectors a list from which an index learns its lists
+LEAST_PROBES, AMONG = 8, 32     # lists that are looked into, and vectors in them for each neighbour: with 8 lists alone a thousand neighbours are all that is in them
 COMPRESSED = 1 << 34         # bytes of float16 vectors beyond which an index holds them compressed
 
 
@@ -56,10 +57,18 @@ def token_index(folder: Path, held: str, vectors: StoredVectors, factory: str | 
     return index
 
 
-def set_probes(index: Any, probes: int) -> None:
-    """Sets into how many of its lists an inverted file looks, whatever stands before it; other indexes have none."""
+def set_probes(index: Any, probes: int | None, neighbours: int) -> None:
+    """Sets into how many of its lists an inverted file looks, whatever stands before it; other indexes have none.
+
+    Args:
+        index: The index.
+        probes: How many. Default None: at least 8, and as many as hold 32 times the neighbours on average.
+        neighbours: How many neighbours are looked up.
+    """
     faiss = require_extra("faiss", "dense", "DocumentStore.retriever")
     try:
-        faiss.extract_index_ivf(index).nprobe = probes
+        lists = faiss.extract_index_ivf(index)
     except RuntimeError:
         return
+    enough = max(LEAST_PROBES, math.ceil(AMONG * neighbours * lists.nlist / max(1, index.ntotal)))
+    lists.nprobe = min(probes or enough, lists.nlist)

@@ -27,7 +27,7 @@ class StoreRetriever(pt.Transformer):
 
     schematic: ClassVar[dict[str, Any]] = {"label": "Store retriever", "help_url": None}
 
-    def __init__(self, store: Any, ranker: TwoSided, num_results: int, neighbours: int, probes: int, factory: str | None, exhaustive: bool) -> None:
+    def __init__(self, store: Any, ranker: TwoSided, num_results: int, neighbours: int, probes: int | None, factory: str | None, exhaustive: bool) -> None:
         self.stamp = store.require(ranker)
         if not (exhaustive or ranker.retrieves):
             raise StoreError(f"{type(ranker).__name__} does not compare by products of vectors, of which an index finds the largest: pass exhaustive=True to score every document, "
@@ -42,7 +42,7 @@ class StoreRetriever(pt.Transformer):
         """The faiss index over all token vectors of what the store holds, built if there is none yet."""
         if self._index is None or self._index[0] != held:
             self._index = (held, token_index(self.store.folder, held, vectors, self.factory, self.ranker.verbose))
-            set_probes(self._index[1], self.probes)
+            set_probes(self._index[1], self.probes, self.neighbours)
         return self._index[1]
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
