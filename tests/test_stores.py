@@ -1,5 +1,6 @@
 """Stores: the scores of a store are those of texts, in every type; interrupted, damaged, foreign and incomplete stores."""
 
+import errno
 import json
 import os
 import shutil
@@ -225,6 +226,20 @@ except OSError as error:
     assert kept >= 4
     assert "could not be written further (File too large)" in out
     store = make_store(make_colbert(), tmp_path / "store", frame)
+    assert np.allclose(store.scorer(make_colbert())(frame)["score"], make_colbert()(frame)["score"], atol=1e-2)
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.docnos, "write", full)
+        with pytest.raises(OSError, match=r"store could not be finished \(No space left on device\): its \d+ documents are kept, and the same call finishes it"):
+            make_store(make_colbert(), tmp_path / "store", frame)
+    monkeypatch.setattr(kd.ColBERT, "encode", None)             # nothing is encoded again
+    store = kd.DocumentStore(tmp_path / "store").indexer(make_colbert()).index(corpus(frame))
+    monkeypatch.undo()
     assert np.allclose(store.scorer(make_colbert())(frame)["score"], make_colbert()(frame)["score"], atol=1e-2)
 
 

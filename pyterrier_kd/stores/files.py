@@ -203,7 +203,19 @@ class Writer:
         self.docnos += names
 
     def finish(self, width: int) -> None:
-        """Puts the store into its place."""
+        """Puts the store into its place.
+
+        Raises:
+            OSError: If the disk is full; what was written stays, and a later run finishes it.
+        """
+        try:
+            self._finish(width)
+        except OSError as error:
+            raise OSError(error.errno, f"the store {self.path} could not be finished ({error.strerror}): its {len(self.docnos)} documents are kept, and the same call "
+                          "finishes it") from error
+        self.close()
+
+    def _finish(self, width: int) -> None:
         counts = np.fromfile(self.folder / COUNTS, dtype=np.int32)
         if len(counts) != len(self.docnos):
             raise StoreError(f"The unfinished store {self.folder} is damaged: it has {len(self.docnos)} documents, and vectors of {len(counts)}. Delete the folder to begin anew.")
@@ -218,7 +230,6 @@ class Writer:
         forced(fresh)
         fresh.rename(self.folder / METADATA)        # from here on it is finished, wherever it is
         settle(self.path)
-        self.close()
 
     def close(self) -> None:
         """Lets others write."""
