@@ -67,11 +67,6 @@ class Recipe:
     text_prompt: str
     similarity: str = "dot"
 
-    @property
-    def normalizes(self) -> bool:
-        """Whether vectors have norm 1 at last."""
-        return bool(self.steps) and isinstance(self.steps[-1], Normalize)
-
 
 def kind_of(name: str) -> str | None:
     """What sentence-transformers saved here: "CrossEncoder", "SentenceTransformer", ..., or None for other folders."""

@@ -83,7 +83,7 @@ class BertDot(TwoSided):
             query_prompt = recipe.query_prompt if query_prompt is None else query_prompt
             text_prompt = recipe.text_prompt if text_prompt is None else text_prompt
             limit = recipe.max_length
-            if normalize is None and recipe.similarity != "dot" and not recipe.normalizes:
+            if normalize is None and recipe.similarity != "dot" and not model.normalizes:
                 choice = "normalize=True for the cosine, or " if recipe.similarity == "cosine" else ""
                 warnings.warn(f"{name!r} compares vectors by {recipe.similarity!r} and does not normalise them: BertDot takes their dot product. "
                               f"Pass {choice}normalize=False if the dot product is what it was trained for.", stacklevel=2)
@@ -106,11 +106,8 @@ class BertDot(TwoSided):
         if pooling not in (None, "cls", "mean"):
             raise ValueError(f"BertDot(pooling={pooling!r}) is unknown: it is 'cls' or 'mean'.")
         self.pooling = self.model.pooling = pooling or self.model.pooling
-        steps = list(self.model.steps)
-        ends = bool(steps) and isinstance(steps[-1], st.Normalize)
-        self.normalize = ends if normalize is None else normalize
-        if self.normalize != ends:
-            self.model.steps = nn.ModuleList([*steps, st.Normalize()] if self.normalize else steps[:-1])
+        self.model.set_normalizes(normalize)
+        self.normalize = self.model.normalizes
 
     # ------------------------------------------------------------------ vectors
 

@@ -158,14 +158,12 @@ class ColBERT(TwoSided):
             raise ValueError(f"ColBERT(expansion={self.expansion!r}) is unknown: it is 'fill', or a number of mask tokens.")
         if self.expansion and self.tokenizer.mask_token_id is None:
             raise ValueError(f"ColBERT(expansion={self.expansion!r}) puts mask tokens behind queries, but {type(self.tokenizer).__name__} has none: pass expansion=0.")
-        ends = len(self.model.steps) > 0 and isinstance(self.model.steps[-1], Normalize)
-        if normalize is not None and normalize != ends:
-            self.model.steps = nn.ModuleList([*self.model.steps, Normalize()] if normalize else list(self.model.steps)[:-1])
+        self.model.set_normalizes(normalize)
 
     @property
     def normalize(self) -> bool:
         """Whether vectors have norm 1."""
-        return len(self.model.steps) > 0 and isinstance(self.model.steps[-1], Normalize)
+        return bool(self.model.normalizes)
 
     def _reads(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("query", "text"), {"special tokens": tuple(template.pieces for template in self.templates.values()), **{key: getattr(self, key) for key in (

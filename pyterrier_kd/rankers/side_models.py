@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..formats.sentence_transformers import Dense
+from ..formats.sentence_transformers import Dense, Normalize
 from .first_token import first_token_only
 from .interactions import Dot, Interaction, MaxSim
 from .shrink import Indices, shrunk
@@ -38,6 +38,16 @@ class SideModel(nn.Module):
         given = [step.linear.out_features for step in self.steps if isinstance(step, Dense)]
         config: Any = self.encoder.config
         return given[-1] if given else int(config.hidden_size)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors have norm 1 at last."""
+        return len(self.steps) > 0 and isinstance(self.steps[-1], Normalize)
+
+    def set_normalizes(self, wanted: bool | None) -> None:
+        """Adds a last normalisation or takes it away; None leaves it."""
+        if wanted not in (None, self.normalizes):
+            self.steps = nn.ModuleList([*self.steps, Normalize()] if wanted else list(self.steps)[:-1])
 
     def finished(self, vectors: Tensor) -> Tensor:
         """(..., H) float32: what the steps make of what the encoder gives."""

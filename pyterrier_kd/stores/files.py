@@ -131,6 +131,14 @@ def forced(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def put(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file that is on the disk whole or not at all."""
+    fresh = path.with_name(f"{path.name}.new")
+    write_json(fresh, value)
+    forced(fresh)
+    fresh.rename(path)
+
+
 class Writer:
     """Writes a store portion by portion.
 
@@ -193,10 +201,7 @@ class Writer:
                     file.flush()
                     os.fsync(file.fileno())
                     sizes[name] = file.tell()
-            fresh = self.folder / f"{PROGRESS}.new"
-            write_json(fresh, {"facts": self.facts, "sizes": sizes})
-            forced(fresh)
-            fresh.rename(self.folder / PROGRESS)
+            put(self.folder / PROGRESS, {"facts": self.facts, "sizes": sizes})
         except OSError as error:
             raise OSError(error.errno, f"the store {self.path} could not be written further ({error.strerror}): {len(self.docnos)} documents are kept, and the same call goes on "
                           "with the next") from error
@@ -225,10 +230,8 @@ class Writer:
         for name in held:
             forced(self.folder / name)
         sizes = {name: (self.folder / name).stat().st_size for name in held}
-        fresh = self.folder / f"{METADATA}.new"
-        write_json(fresh, {**self.facts, "id": uuid.uuid4().hex, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
-        forced(fresh)
-        fresh.rename(self.folder / METADATA)        # from here on it is finished, wherever it is
+        # from here on it is finished, wherever it is
+        put(self.folder / METADATA, {**self.facts, "id": uuid.uuid4().hex, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
         settle(self.path)
 
     def close(self) -> None:
