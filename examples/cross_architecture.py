@@ -32,8 +32,9 @@ parser.add_argument("--losses", nargs="+", default=["margin_mse"], choices=["mar
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--teachers", type=int, default=2, help="of the ensemble; the first is the single teacher")
 parser.add_argument("--queries", type=int, default=2000, help="training queries")
-parser.add_argument("--texts", type=int, default=4, help="texts a query and step")
-parser.add_argument("--steps", type=int, default=500, help="of a student, 8 queries each")
+parser.add_argument("--texts", type=int, default=2, help="texts a query and step")
+parser.add_argument("--batch-size", type=int, default=4, help="queries a step of a student")
+parser.add_argument("--steps", type=int, default=1600, help="of a student")
 parser.add_argument("--teacher-steps", type=int, default=300, help="8 queries each")
 parser.add_argument("--teacher-texts", type=int, default=8, help="texts a query and step")
 parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -88,9 +89,10 @@ for seed in args.seeds:
         for by, (teacher, loss) in taught.items():
             # TK's kernels begin at random, unlike its word embeddings and all that is pre-trained
             rates = {r"\binteraction\.": 1e-2, r"\bmix\b": 1e-2} if architecture == "TK" else {}
-            stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=8, sampler=kd.Sampler(texts=args.texts))
+            stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=args.batch_size, sampler=kd.Sampler(texts=args.texts))
             name = f"{architecture}-{by}".replace(", ", "-") + ("" if teacher is None or ", " in by else f"-{args.losses[0]}")
-            students.setdefault((architecture, by), []).append(trained(name, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed))
+            student = trained(name, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed, validate_every=max(1, args.steps // 4))
+            students.setdefault((architecture, by), []).append(student)
 
 
 # 4. A collection's test candidates, ranked from stores, where an architecture has them

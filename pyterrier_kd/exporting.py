@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .atomic import atomic_file, atomic_folder, write_json
 from .errors import ExportError, require_extra
-from .formats.checkpoints import atomic_folder, read_json, write_json
+from .formats.checkpoints import read_json
 from .formats.multi_vector import PUNCTUATION
 from .formats.sentence_transformers import Dense, Normalize
 from .rankers import BertDot, ColBERT, CrossEncoder, Ranker
@@ -117,15 +118,10 @@ def write_dnn(ranker: Ranker, path: Path) -> None:
         raise ValueError(f"export(path={str(path)!r}, format='dnn'): its readers want a file whose name ends in .dnn.")
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; a .dnn is a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
     held = {"epoch": 0, "batch": 0, "model_state_dict": {**weights, "linear.weight": weight}, "optimizer_state_dict": {},
                 "arguments": {"dim": colbert.width, "similarity": "cosine", "mask_punctuation": False, "query_maxlen": 32, "doc_maxlen": 180}}
-    try:
+    with atomic_file(path) as fresh:
         torch.save(held, fresh)
-        fresh.rename(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .atomic import atomic_file, recover
 from .corpus import Corpus
 from .errors import CheckpointError, DataError
-from .formats.checkpoints import read_json, recover
+from .formats.checkpoints import read_json
 from .groups import Groups
 from .loaded_texts import Loaded
 from .losses import BoundLoss
@@ -235,9 +236,8 @@ class Fit:
         self.student.model.eval()
         frame = stage.candidates(self.student)
         if kept is not None and self.accelerator.is_main_process:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            frame.to_json(kept.with_suffix(".part"), orient="records", lines=True, compression="gzip")
-            kept.with_suffix(".part").rename(kept)
+            with atomic_file(kept) as fresh:
+                frame.to_json(fresh, orient="records", lines=True, compression="gzip")
         return self.renew(index, frame)
 
     def _teacher(self, stage: Stage, source: Groups | Corpus, loss: BoundLoss) -> Callable[[Any], Signals]:

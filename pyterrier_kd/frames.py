@@ -78,7 +78,7 @@ def row_texts(frame: pd.DataFrame, fields: list[str], loader: pt.Transformer | N
         DataError: If a text is missing.
     """
     if loader is not None:
-        documents = frame[["qid", "query", "docno"]].drop_duplicates("docno").reset_index(drop=True)
+        documents = frame[[c for c in ("qid", "query", "docno") if c in frame.columns]].drop_duplicates("docno").reset_index(drop=True)
         loaded = loader.transform(documents).drop_duplicates("docno")
         loaded = loaded[["docno", *fields]].assign(docno=loaded["docno"].astype(str))
         frame = frame[["qid", "docno"]].assign(docno=frame["docno"].astype(str)).merge(loaded, on="docno", how="left")

@@ -252,7 +252,7 @@ def read_by(leaf: Leaf, frame: pd.DataFrame, texts: Sequence[str]) -> Sequence[s
     if isinstance(leaf.source, Ranker):
         fields = fields_of(leaf.source.text_field)
         return row_texts(frame, fields, None, leaf.source) if all(f in frame.columns for f in fields) else texts
-    columns = [c for c in sorted(frame.columns) if c not in ("qid", "query") and not pd.api.types.is_numeric_dtype(frame[c]) and not c.endswith(("_vec", "_toks"))]
+    columns = [c for c in sorted(frame.columns) if c not in ("qid", "query") and not pd.api.types.is_numeric_dtype(frame[c]) and not c.endswith(("_vec", "_embs", "_toks"))]
     return ["\0".join(map(str, row)) for row in zip(texts, *(frame[c] for c in columns), strict=True)]
 
 

@@ -25,8 +25,9 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .atomic import atomic_folder, write_json
 from .errors import CheckpointError, DataError, some
-from .formats.checkpoints import atomic_folder, read_json, write_json
+from .formats.checkpoints import read_json
 from .losses import BoundLoss
 from .signals import Batch, LayerNumbers, Signals, Texts
 from .stages import Source, Stage

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import pyterrier_kd as kd
 from pyterrier_kd.errors import CheckpointError
 from pyterrier_kd.formats import checkpoints
-from pyterrier_kd.formats.checkpoints import atomic_folder, weights_fingerprint
+from pyterrier_kd.formats.checkpoints import weights_fingerprint
 
 BOTH = pytest.mark.parametrize("make", [make_cross, make_dot], ids=["cross", "dot"])
 
@@ -239,32 +239,6 @@ def test_a_save_that_fails_leaves_the_old_folder(make, tmp_path, monkeypatch) ->
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "pyterrier") == ["m"]
     monkeypatch.undo()
     assert kd.load(tmp_path / "m", device="cpu").fingerprint() == before
-
-
-def test_a_folder_is_replaced_whole(tmp_path) -> None:
-    for content in ("one", "two"):
-        with atomic_folder(tmp_path / "x") as folder:
-            (folder / content).write_text(content)
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["two"]
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "x") as folder:
-        (folder / "three").write_text("")
-        raise RuntimeError
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["two"]
-    assert [p.name for p in tmp_path.iterdir() if p.name != "pyterrier"] == ["x"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="could not write"), atomic_folder(tmp_path / "file" / "y"):
-        pass
-
-
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path) -> None:
-    with atomic_folder(tmp_path / "x") as folder:
-        (folder / "good").write_text("")
-    (tmp_path / "x").rename(tmp_path / ".x.0123abcd.old")
-    checkpoints.recover(tmp_path / "x")
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["good"]
-    checkpoints.recover(tmp_path / "x")
-    checkpoints.recover(tmp_path / "nothing")
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "pyterrier") == ["x"]
 
 
 @pytest.mark.skipif(shutil.which("mount") is None or subprocess.run(["id", "-u"], capture_output=True, text=True, check=False).stdout.strip() != "0", reason="needs a root user to mount a small disk")

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import unittest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from conftest import WORDS, make_colbert, make_cross, make_dot, make_frame, make_tk
+import torch
+from conftest import WORDS, make_colbert, make_cross, make_dot, make_frame, make_prettr, make_tk
 
 import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError, StoreError
@@ -48,7 +50,6 @@ def test_scores_from_a_store_are_those_of_the_texts(name: str, dtype: str, toler
 
 
 def test_int8_is_exact_to_half_a_step() -> None:
-    import torch
     vectors = torch.cat([torch.randn(50, 16) * 5, torch.zeros(1, 16), torch.full((1, 16), 1e-6)])
     values, scales = files.quantised(vectors, "int8")
     back = values * scales[:, None].astype(np.float32)
@@ -405,6 +406,36 @@ def test_columns_of_vectors_are_those_of_other_plugins(frame: pd.DataFrame) -> N
     assert isinstance(ranker.doc_encoder() >> pt.RankCutoff(3), pt.Compose | pt.Transformer)
 
 
+@pytest.mark.parametrize("make", [make_dot, make_colbert, make_prettr, make_tk])
+def test_columns_of_vectors_are_scored(make: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+    ranker = make()
+    query, text = ranker.vectors_of("query"), ranker.vectors_of("text")
+    queries = ranker(frame[["qid", "query"]].drop_duplicates())
+    vectors = frame.merge(queries[["qid", query]], on="qid").assign(**{text: ranker(frame[["docno", "text"]])[text].to_numpy()})
+    assert {type(value) for value in [*vectors[query], *vectors[text]]} == {np.ndarray}
+    expected = ranker(frame)["score"]
+    for columns in (["query", text], [query, "text"], [query, text]):
+        assert np.allclose(ranker(vectors[["qid", "docno", *columns]])["score"], expected, atol=1e-5), columns
+    copied = vectors.assign(**{query: [torch.from_numpy(value.copy()) for value in vectors[query]]})        # as other plugins have them; no two rows share theirs
+    assert np.allclose(ranker(copied)["score"], expected, atol=1e-5)
+    assert ranker(vectors[["qid", "docno", query, text]].head(0)).columns.tolist() == ["qid", "docno", query, text, "score", "rank"]
+    # what became of a query's vectors on the way counts, in a store too
+    half = frame["docno"].drop_duplicates().iloc[::2]
+    store = make_store(ranker, tmp_path / "store", frame[frame["docno"].isin(half)], dtype="float32")
+    changed = queries.assign(**{query: [2 * value for value in queries[query]]}).drop(columns="query")
+    asked = frame[["qid", "docno", "text"]].merge(changed, on="qid")
+    assert np.allclose(store.scorer(ranker, missing="text")(asked)["score"], ranker(asked)["score"], atol=1e-5)
+    found = store.retriever(ranker, exhaustive=True)(changed)
+    assert np.allclose(found["score"], store.scorer(ranker)(found)["score"], atol=1e-5)
+    assert not np.allclose(store.scorer(ranker, missing="text")(asked)["score"], store.scorer(ranker, missing="text")(frame)["score"], atol=1e-3)
+    both = frame.merge(changed, on="qid")           # where there are queries, what stands beside them may be another ranker's
+    assert np.array_equal(store.scorer(ranker, missing="text")(both)["score"], store.scorer(ranker, missing="text")(frame)["score"])
+    with pytest.raises(DataError, match=rf"row 0 of the column '{query}' has shape \(3,\); vectors of this ranker have {ranker.width} dimensions"):
+        ranker(asked.assign(**{query: [np.ones(3)] * len(asked)}))
+    with pytest.raises(DataError, match=rf"row 1 of the column '{query}' has None"):
+        store.scorer(ranker, missing="text")(asked.assign(**{query: [asked[query][0], None, *asked[query][2:]]}))
+
+
 def test_two_processes_do_not_write_one_store(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "PORTION", 4)
     ranker, seen = make_colbert(), []
@@ -470,7 +501,6 @@ def test_places_and_rankers_that_cannot_be_are_refused(frame: pd.DataFrame, tmp_
     with pytest.raises(StoreError, match=r"Pass its \.student_"):
         kd.DocumentStore(tmp_path / "new").indexer(kd.Distiller(make_dot(), make_cross())).index(corpus(frame))
     assert not any(path.name.startswith(".new") for path in tmp_path.iterdir())
-    import torch
     with pytest.raises(StoreError, match="values that are no numbers: the ranker's weights are damaged"):
         files.quantised(torch.tensor([[float("nan"), 1.0]]), "int8")
 

@@ -212,7 +212,7 @@ def test_vectors_of_another_encoder_are_not_used(frame) -> None:
     ranker = make_dot()
     assert np.allclose(scores_of(ranker, vectors), ranker(frame)["score"])
     assert np.allclose(ranker(vectors)["score"], ranker(frame)["score"])           # nor by the ranker itself, where query and text are there
-    with pytest.raises(kd.errors.DataError, match="the query vectors have 3 dimensions and the document vectors 32: they are not of one encoder"):
+    with pytest.raises(kd.errors.DataError, match=r"row 0 of the column 'query_vec' has shape \(3,\); vectors of this ranker have 32 dimensions"):
         ranker(frame.assign(query_vec=[np.ones(3, dtype=np.float32)] * 30).drop(columns="query"))
 
 

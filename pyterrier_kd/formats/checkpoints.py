@@ -1,4 +1,4 @@
-"""Checkpoint folders: loaded strictly, written atomically, identified by their weights.
+"""Checkpoint folders: loaded strictly, identified by their weights.
 
 Strict means that every weight of the model is in the checkpoint and every weight of the checkpoint is in the model.
 Two exceptions are known by name: the heads that pre-training leaves behind are ignored, and a checkpoint of an encoder
@@ -8,21 +8,16 @@ without a ranking head gets a new one.
 from __future__ import annotations
 
 import contextlib
-import errno
-import glob
 import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as hf_logging
@@ -205,65 +200,6 @@ def read_json(name: str, filename: str, certain: bool = False) -> dict[str, Any]
         return value
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
-    """A folder that is there whole or not at all.
-
-    Yields a new folder beside ``path``; when the block ends well it takes the place of ``path``. If writing fails, on a
-    full disk for instance, what was at ``path`` stays as it was and the unfinished folder is removed.
-
-    Args:
-        path: The folder.
-        replaces: A file that tells a folder which may be replaced. Default None: any may.
-
-    Raises:
-        FileExistsError: If there is a file, or a folder with other files, which would be lost.
-        OSError: If it cannot be written.
-    """
-    path = Path(path)
-    held = sorted(os.listdir(path)) if path.is_dir() else []
-    if path.is_file() or (held and replaces is not None and replaces not in held):
-        what = f"a folder with other files ({some(held)})" if held else "a file"
-        raise FileExistsError(f"{path} is {what}, which would be lost: pass a new folder.")
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-    old = fresh.with_suffix(".old")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        recover(path)
-        fresh.mkdir()
-        yield fresh
-        for file in fresh.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as f:
-                    os.fsync(f.fileno())
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        number = getattr(error, "errno", None) or (errno.ENOSPC if "os error 28" in reason else errno.EIO)
-        raise OSError(number, f"could not write {path}: {reason}; what was there before is unchanged") from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(path: Path) -> None:
-    """Puts back what was moved aside, as ``atomic_folder`` does, where the process was killed before the new folder took its place."""
-    if not path.exists():
-        for old in path.parent.glob(f".{glob.escape(path.name)}.????????.old"):
-            with contextlib.suppress(FileNotFoundError):        # another process was faster
-                old.rename(path)
-            return
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON file that people can read."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def structure_of(config: Any) -> dict[str, Any]:

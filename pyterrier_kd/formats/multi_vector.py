@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..atomic import write_json
 from ..errors import CheckpointError, some
 from .bare_weights import Found
-from .checkpoints import find_file, read_json, read_weights, write_json
+from .checkpoints import find_file, read_json, read_weights
 from .sentence_transformers import Dense, Normalize, read_dense, write_dense
 
 PUNCTUATION = tuple(string.punctuation)

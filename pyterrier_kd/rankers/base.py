@@ -161,11 +161,15 @@ class Ranker(Saved, pt.Transformer, ABC):
         if len(queries) != len(texts):
             raise ValueError(f"{type(self).__name__}.score: {len(queries)} queries for {len(texts)} texts; pairs have one of each.")
         query_codes, distinct_queries = distinct(queries, "queries", self)
-        text_codes, distinct_texts = distinct(texts, "texts", self)
+        found = distinct(texts, "texts", self)
+        with self._inference():
+            return self._score_texts(self._prepare_queries(distinct_queries) if len(query_codes) else None, query_codes, *found)
+
+    def _score_texts(self, prepared: Any, query_codes: np.ndarray, text_codes: np.ndarray, distinct_texts: Sequence[str]) -> np.ndarray:
+        """(N,) scores of N pairs, given as rows of the prepared queries and of distinct texts."""
         scores = np.empty(len(query_codes), dtype=np.float32)
         cut = 0
-        with self._inference(), pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
-            prepared = self._prepare_queries(distinct_queries) if len(scores) else None
+        with pt.tqdm(total=len(scores), desc=type(self).__name__, unit="pair", disable=not (self.verbose and len(scores))) as bar:
             for rows in scoring.windows(text_codes, self._window()):
                 codes, local = np.unique(text_codes[rows], return_inverse=True)
                 side = self._prepare_texts(self._tokenise_texts([distinct_texts[code] for code in codes]))
@@ -288,16 +292,25 @@ class Ranker(Saved, pt.Transformer, ABC):
 
     def _checked(self, inp: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         """A copy of the frame without scores, and the text of each row."""
-        fields = fields_of(self.text_field)
-        loaded = self.texts is not None and not all(f in inp.columns for f in fields)
-        columns = ["query", *([] if loaded else fields)]
+        columns = ["query", *([] if self._loader(inp) else fields_of(self.text_field))]
         with explained(self, inp, columns):
             pt.validate.result_frame(inp, extra_columns=columns, context=self)
         out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
         if not len(out):
             return out, []
         require_strings(out, "query", self)
-        return out, row_texts(out, fields, self.texts if loaded else None, self)
+        return out, self._texts_of(out)
+
+    def _loader(self, frame: pd.DataFrame) -> pt.Transformer | None:
+        """The text loader, where a frame needs it."""
+        return None if all(f in frame.columns for f in fields_of(self.text_field)) else self.texts
+
+    def _texts_of(self, frame: pd.DataFrame) -> list[str]:
+        """The text of each row."""
+        if not (loader := self._loader(frame)):
+            with explained(self, frame, fields_of(self.text_field)):
+                pt.validate.columns(frame, includes=fields_of(self.text_field), context=self)
+        return row_texts(frame, fields_of(self.text_field), loader, self)
 
     def _report_cut(self, cut: int, total: int) -> None:
         """Says once that texts were longer than the model takes."""

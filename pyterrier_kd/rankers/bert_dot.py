@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import pandas as pd
 import pyterrier as pt
 import torch
 import transformers
 from torch import Tensor, nn
 
-from ..errors import DataError, require_extra
+from ..errors import require_extra
 from ..formats import sentence_transformers as st
 from ..formats.checkpoints import load_strict, load_tokenizer, model_limit
-from ..frames import TextFields, explained, fields_of, row_texts
+from ..frames import TextFields
 from ..signals import NO_LAYERS, LayerNumbers, Layers
 from ..tokens import Template, TokenTable, assemble
 from .base import require_tokenizer, takes_types
@@ -140,50 +139,6 @@ class BertDot(TwoSided):
         """Encodes queries with gradients, if the model is in training: (N, H) float32, times ``scale``."""
         table = self.table("query", list(texts))
         return self.represent("query", table, np.arange(len(table)))[0].vectors[:, 0]
-
-    # ------------------------------------------------------------------ scoring of frames
-
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encodes or scores, by the columns that are there, as a ``pyterrier_dr.BiEncoder`` does.
-
-        ``query`` (or ``query_vec``) and the text field (or ``doc_vec``): ``score`` and ``rank``. Vectors are used where a frame has both
-        sides', or lacks a side's text; they must be this ranker's. Only ``query``: adds ``query_vec``. Only the text field: adds ``doc_vec``.
-        """
-        mode = self._mode(inp)
-        if mode == "vectors":
-            return self._score_vectors(inp)
-        if mode == "query":
-            return self.query_encoder().transform(inp)
-        if mode == "text":
-            return self.doc_encoder().transform(inp)
-        return self.rerank(inp)
-
-    def _mode(self, inp: pd.DataFrame) -> str | None:
-        """What a frame's columns ask for: "vectors", "score", "query" or "text"; the first that fits."""
-        fields = fields_of(self.text_field)
-        with explained(self, inp, ["query", *fields]), pt.validate.any(inp, context=self) as asked:
-            asked.result_frame(extra_columns=["query_vec", "doc_vec"], mode="vectors")
-            asked.result_frame(extra_columns=["query", *fields], mode="score")          # one side's vectors may be those of another ranker
-            for columns in (["query", "doc_vec"], ["query_vec", *fields]):
-                asked.result_frame(extra_columns=columns, mode="vectors")
-            if self.texts:
-                asked.result_frame(extra_columns=["query"], mode="score")
-            asked.columns(includes=["query"], excludes=["docno"], mode="query")
-            asked.columns(includes=fields, excludes=["query"], mode="text")
-        mode: str | None = asked.mode
-        return mode
-
-    def _score_vectors(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Scores a frame in which one or both sides are vectors already."""
-        pt.validate.columns(inp, includes=["qid", "docno"], context=self)
-        out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
-        if not len(out):
-            return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
-        queries = np.stack(out["query_vec"].tolist()) if "query_vec" in out.columns else self.encode_queries(out["query"])
-        texts = np.stack(out["doc_vec"].tolist()) if "doc_vec" in out.columns else self.encode_docs(row_texts(out, fields_of(self.text_field), None, self))
-        if queries.shape[1] != texts.shape[1]:
-            raise DataError(f"{self!r}: the query vectors have {queries.shape[1]} dimensions and the document vectors {texts.shape[1]}: they are not of one encoder.")
-        return pt.model.add_ranks(out.assign(score=self._finite(np.einsum("ij,ij->i", queries, texts)).astype("float64")))
 
     @property
     def sim_fn(self) -> Any:

@@ -16,10 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..atomic import write_json
 from ..errors import CheckpointError
 from ..formats import bare_weights, sentence_transformers
 from ..formats.bare_weights import Found
-from ..formats.checkpoints import find_file, load_strict, read_json, tiny_bert_config, write_json
+from ..formats.checkpoints import find_file, load_strict, read_json, tiny_bert_config
 from .shrink import Indices, shrunk
 
 HEAD = "first_token_head.safetensors"

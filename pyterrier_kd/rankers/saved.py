@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Self
 import pyterrier as pt
 import torch
 
+from ..atomic import atomic_folder, write_json
 from ..errors import CheckpointError
-from ..formats.checkpoints import METADATA, atomic_folder, read_json, weights_fingerprint, write_json
+from ..formats.checkpoints import METADATA, read_json, weights_fingerprint
 from ..tokens import tokenizer_fingerprint
 
 

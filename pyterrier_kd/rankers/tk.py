@@ -17,8 +17,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..atomic import write_json
 from ..errors import CheckpointError, MissingSignal
-from ..formats.checkpoints import find_file, load_strict, load_tokenizer, read_json, write_json
+from ..formats.checkpoints import find_file, load_strict, load_tokenizer, read_json
 from ..formats.word_vectors import read_glove
 from ..frames import TextFields
 from ..signals import Architecture, LayerNumbers, Layers

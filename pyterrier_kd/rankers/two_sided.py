@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import torch
 from torch import Tensor
 
 from .. import scoring
-from ..frames import distinct
+from ..errors import DataError
+from ..frames import distinct, explained, fields_of
 from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import TokenTable, tokenise
 from .base import Ranker, Tokens
@@ -146,7 +148,82 @@ class TwoSided(Ranker):
         """Encodes texts; see ``encode_queries``. Tokens that are left out have no vector."""
         return self._encode_all("text", texts)
 
-    # ------------------------------------------------------------------ scoring of frames
+    # ------------------------------------------------------------------ frames
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encodes or scores, by the columns that are there, as a ``pyterrier_dr.BiEncoder`` does.
+
+        ``query`` (or ``query_vec``) and the text field (or ``doc_vec``): ``score`` and ``rank``. Vectors are used where a frame has both
+        sides', or lacks a side's text; they must be this ranker's. Only ``query``: adds ``query_vec``. Only the text field: adds ``doc_vec``.
+        Of rankers with several vectors a text the columns are ``query_embs`` and ``doc_embs``, each value a (T, H) array.
+        """
+        mode = self._mode(inp)
+        if mode == "vectors":
+            return self._score_vectors(inp)
+        if mode == "query":
+            return self.query_encoder().transform(inp)
+        if mode == "text":
+            return self.doc_encoder().transform(inp)
+        return self.rerank(inp)
+
+    def vectors_of(self, side: Side) -> str:
+        """The column of a side's vectors."""
+        return f"{'query' if side == 'query' else 'doc'}_{self.VECTORS}"
+
+    def _mode(self, inp: pd.DataFrame) -> str | None:
+        """What a frame's columns ask for: "vectors", "score", "query" or "text"; the first that fits."""
+        fields, query, text = fields_of(self.text_field), self.vectors_of("query"), self.vectors_of("text")
+        with explained(self, inp, ["query", *fields]), pt.validate.any(inp, context=self) as asked:
+            asked.result_frame(extra_columns=[query, text], mode="vectors")
+            asked.result_frame(extra_columns=["query", *fields], mode="score")          # one side's vectors may be those of another ranker
+            for columns in (["query", text], [query, *fields]):
+                asked.result_frame(extra_columns=columns, mode="vectors")
+            if self.texts:
+                asked.result_frame(extra_columns=["query"], mode="score")
+            asked.columns(includes=["query"], excludes=["docno"], mode="query")
+            asked.columns(includes=fields, excludes=["query"], mode="text")
+        mode: str | None = asked.mode
+        return mode
+
+    def _score_vectors(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Scores a frame in which one or both sides are vectors already."""
+        pt.validate.columns(inp, includes=["qid", "docno"], context=self)
+        out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
+        if not len(out):
+            return pt.model.add_ranks(out.assign(score=pd.Series(dtype="float64")))
+        query, text = self.vectors_of("query"), self.vectors_of("text")
+        codes, queries = self._vectors_in(out[query]) if {query, text} <= set(out.columns) else self._queries_of(out)
+        with self._inference():
+            if text in out.columns:
+                rows, texts = self._vectors_in(out[text])
+                scores = self._finite(self._score_rows(queries, codes, texts, rows, lambda _: None))
+            else:
+                scores = self._score_texts(queries, codes, *distinct(self._texts_of(out), "texts", self))
+        return pt.model.add_ranks(out.assign(score=scores.astype("float64")))
+
+    def _queries_of(self, frame: pd.DataFrame) -> tuple[np.ndarray, Ragged]:
+        """(N,) which query each row has, and their vectors: of its queries, or where the frame has none the vectors in its column of them."""
+        return self._encoded("query", frame["query"]) if "query" in frame.columns else self._vectors_in(frame[self.vectors_of("query")])
+
+    def _vectors_in(self, column: pd.Series) -> tuple[np.ndarray, Ragged]:
+        """(N,) which of the distinct arrays each row has, and these.
+
+        Raises:
+            DataError: If one is no array of this ranker's vectors.
+        """
+        values = column.tolist()
+        _, first, codes = np.unique([id(value) for value in values], return_index=True, return_inverse=True)     # a query's rows share its array
+        found = []
+        for row in first:
+            try:
+                array = np.atleast_2d(np.asarray(values[row], dtype=np.float32))
+            except (TypeError, ValueError):
+                array = np.empty((0, 0), dtype=np.float32)
+            if array.ndim != 2 or not len(array) or array.shape[1] != self.width:
+                what = f"shape {np.shape(values[row])}" if np.ndim(values[row]) else repr(values[row])
+                raise DataError(f"{self!r}: row {row} of the column {column.name!r} has {what}; vectors of this ranker have {self.width} dimensions.")
+            found.append(torch.from_numpy(np.ascontiguousarray(array)))
+        return codes, Ragged.of(found, self.width)
 
     def room(self, queries: Sequence[str]) -> np.ndarray:
         """(N,) the tokens of a text, whatever the query; see ``Ranker.room``."""

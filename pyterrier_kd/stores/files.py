@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..atomic import atomic_file, beside, forced, recover, write_json
 from ..errors import StoreError
-from ..formats.checkpoints import METADATA, read_json, recover, write_json
+from ..formats.checkpoints import METADATA, read_json
 from ..rankers.vectors import Ragged, Scratch, Vectors
 from . import docnos
 
@@ -109,7 +110,7 @@ def settle(path: Path) -> None:
     with filelock.FileLock(lock):
         if (fresh / METADATA).exists():                     # no other process was faster
             if path.exists():
-                path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old"))
+                path.rename(beside(path, "old"))
             fresh.rename(path)
             for name in (COUNTS, DOCNOS, PROGRESS, LOCK):
                 (path / name).unlink(missing_ok=True)
@@ -123,20 +124,6 @@ def settle(path: Path) -> None:
 def replaced(path: Path) -> list[Path]:
     """What a new store has taken the place of, or was about to."""
     return list(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))
-
-
-def forced(path: Path) -> None:
-    """Forces a file to the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def put(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON file that is on the disk whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    write_json(fresh, value)
-    forced(fresh)
-    fresh.rename(path)
 
 
 class Writer:
@@ -201,7 +188,8 @@ class Writer:
                     file.flush()
                     os.fsync(file.fileno())
                     sizes[name] = file.tell()
-            put(self.folder / PROGRESS, {"facts": self.facts, "sizes": sizes})
+            with atomic_file(self.folder / PROGRESS) as fresh:
+                write_json(fresh, {"facts": self.facts, "sizes": sizes})
         except OSError as error:
             raise OSError(error.errno, f"the store {self.path} could not be written further ({error.strerror}): {len(self.docnos)} documents are kept, and the same call goes on "
                           "with the next") from error
@@ -231,7 +219,9 @@ class Writer:
             forced(self.folder / name)
         sizes = {name: (self.folder / name).stat().st_size for name in held}
         # from here on it is finished, wherever it is
-        put(self.folder / METADATA, {**self.facts, "id": uuid.uuid4().hex, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes})
+        told = {**self.facts, "id": uuid.uuid4().hex, "width": width, "documents": len(self.docnos), "vectors": int(counts.sum()), "sizes": sizes}
+        with atomic_file(self.folder / METADATA) as fresh:
+            write_json(fresh, told)
         settle(self.path)
 
     def close(self) -> None:

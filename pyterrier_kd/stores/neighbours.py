@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
+from ..atomic import atomic_file
 from ..errors import require_extra
 from .files import StoredVectors
 
@@ -47,12 +47,10 @@ def token_index(folder: Path, held: str, vectors: StoredVectors, factory: str | 
     index.train(vectors.at(sample))
     for start in pt.tqdm(range(0, count, BLOCK), desc="index of token vectors", unit="block", disable=not verbose):
         index.add(vectors.at(np.arange(start, min(start + BLOCK, count))))
-    fresh = folder / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
-        faiss.write_index(index, str(fresh))
-        fresh.rename(path)
+        with atomic_file(path) as fresh:
+            faiss.write_index(index, str(fresh))
     except Exception as error:          # faiss has errors of its own
-        fresh.unlink(missing_ok=True)
         warnings.warn(f"The index of token vectors could not be kept at {path}, and will be built again: {error}", stacklevel=3)
     return index
 

@@ -28,13 +28,15 @@ class StoreScorer(pt.Transformer):
         """The same rows in the same order, with ``score`` and ``rank`` set.
 
         Args:
-            inp: A frame with ``qid``, ``query`` and ``docno``.
+            inp: A frame with ``qid``, ``docno`` and ``query``; or without queries but with this ranker's vectors of them, ``query_embs``, of a ``BertDot``
+                ``query_vec``.
 
         Raises:
             DataError: If documents are not in the store and ``missing`` is "error".
         """
-        with explained(self, inp, ["query"]):
-            pt.validate.result_frame(inp, extra_columns=["query"], context=self)
+        with explained(self, inp, ["query"]), pt.validate.any(inp, context=self) as asked:
+            for column in ("query", self.ranker.vectors_of("query")):
+                asked.result_frame(extra_columns=[column], mode=column)
         self.stamp = self.store.require(self.ranker, self.stamp)
         out = inp.drop(columns=["score", "rank"], errors="ignore").reset_index(drop=True)
         if not len(out):
@@ -48,14 +50,13 @@ class StoreScorer(pt.Transformer):
             raise DataError(f"{self!r}: {len(unknown)} of {len(names)} documents are not in the store: {some(sorted(unknown))}. Index them, or pass "
                             "missing='text' to encode their texts.")
         ranker = self.ranker
-        unstored, texts = ranker._checked(inp.reset_index(drop=True)[lost]) if lost.any() else (out.head(0), [])
-        codes, queries = distinct(out["query"], "queries", self)
+        texts = ranker._texts_of(out[lost].reset_index(drop=True)) if lost.any() else []
+        codes, queries = ranker._queries_of(out)
         scores = np.empty(len(out), dtype=np.float32)
         with ranker._inference(), pt.tqdm(total=len(out), desc=type(ranker).__name__, unit="pair", disable=not ranker.verbose) as bar:
-            prepared = ranker._prepare_queries(queries)
-            scores[~lost] = ranker._score_rows(prepared, codes[~lost], vectors, rows[~lost], bar.update)
-        if len(unstored):
-            scores[lost] = ranker.score(unstored["query"].tolist(), texts)
+            scores[~lost] = ranker._score_rows(queries, codes[~lost], vectors, rows[~lost], bar.update)
+            if texts:
+                scores[lost] = ranker._score_texts(queries, codes[lost], *distinct(texts, "texts", ranker))
         return pt.model.add_ranks(out.assign(score=ranker._finite(scores).astype("float64")))
 
     def __eq__(self, other: object) -> bool:

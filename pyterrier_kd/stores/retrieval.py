@@ -14,7 +14,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..errors import StoreError
-from ..frames import distinct, explained, fields_of
+from ..frames import explained, fields_of
 from ..rankers import TwoSided
 from ..rankers.interactions import Dot
 from ..rankers.vectors import Ragged
@@ -49,22 +49,23 @@ class StoreRetriever(pt.Transformer):
         """The best documents of each query.
 
         Args:
-            inp: A frame with ``qid`` and ``query``, one row a query; other columns are kept, but for texts.
+            inp: A frame with ``qid`` and ``query``, one row a query; or without queries but with this ranker's vectors of them, ``query_embs``, of a
+                ``BertDot`` ``query_vec``. Other columns are kept, but for texts.
         """
-        with explained(self, inp, ["query"]):
-            pt.validate.query_frame(inp, extra_columns=["query"], context=self)
+        with explained(self, inp, ["query"]), pt.validate.any(inp, context=self) as asked:
+            for column in ("query", self.ranker.vectors_of("query")):
+                asked.query_frame(extra_columns=[column], mode=column)
         self.stamp = self.store.require(self.ranker, self.stamp)
         topics = inp.reset_index(drop=True)
         if not len(topics):
             return topics.assign(docno=pd.Series(dtype=object), score=pd.Series(dtype="float64"), rank=pd.Series(dtype="int64"))
-        codes, queries = distinct(topics["query"], "queries", self)
         ranker = self.ranker
+        codes, queries = ranker._queries_of(topics)
         found, (held, vectors, docnos) = [], self.store.opened()
         index = None if self.exhaustive else self._index_of(held, vectors)
         with ranker._inference():
-            prepared = ranker._prepare_queries(queries)
             for query in pt.tqdm(range(len(queries)), desc=f"{type(ranker).__name__} retriever", unit="q", disable=not ranker.verbose):
-                found.append(self._best(prepared, query, vectors, index))
+                found.append(self._best(queries, query, vectors, index))
         rows = np.concatenate([np.full(len(found[code][0]), i) for i, code in enumerate(codes)])
         docs = np.concatenate([found[code][0] for code in codes])
         scores = np.concatenate([found[code][1] for code in codes])
