@@ -32,9 +32,9 @@ parser.add_argument("--losses", nargs="+", default=["margin_mse"], choices=["mar
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--teachers", type=int, default=2, help="of the ensemble; the first is the single teacher")
 parser.add_argument("--queries", type=int, default=2000, help="training queries")
-parser.add_argument("--texts", type=int, default=2, help="texts a query and step")
-parser.add_argument("--batch-size", type=int, default=4, help="queries a step of a student")
-parser.add_argument("--steps", type=int, default=1600, help="of a student")
+parser.add_argument("--texts", type=int, default=4, help="texts a query and step")
+parser.add_argument("--batch-size", type=int, default=8, help="queries a step of a student")
+parser.add_argument("--steps", type=int, default=500, help="of a student")
 parser.add_argument("--teacher-steps", type=int, default=300, help="8 queries each")
 parser.add_argument("--teacher-texts", type=int, default=8, help="texts a query and step")
 parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -76,7 +76,7 @@ tokenizer = half.tokenizer
 starts = {
     "BERT_CAT": head,
     "PreTT": kd.PreTTR(head.clone().model, tokenizer, **sizes),
-    "ColBERT": kd.ColBERT(half.clone().encoder, tokenizer, preset="v2", **sizes),
+    "ColBERT": kd.ColBERT(half.clone().encoder, tokenizer, preset="matchmaker", dim=128, **sizes),
     "BERT_DOT": half,
     "TK": kd.TK.new(first_stage.minilm(), **sizes),
 }
