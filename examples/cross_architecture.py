@@ -38,6 +38,7 @@ parser.add_argument("--steps", type=int, default=500, help="of a student")
 parser.add_argument("--teacher-steps", type=int, default=300, help="8 queries each")
 parser.add_argument("--teacher-texts", type=int, default=8, help="texts a query and step")
 parser.add_argument("--learning-rate", type=float, default=3e-4)
+parser.add_argument("--precision", choices=["no", "bf16", "fp16"], help="of training; bf16 is 1.6 times as fast on a CPU that has it")
 parser.add_argument("--max-length", type=int, default=96, help="tokens of a text")
 parser.add_argument("--depth", type=int, default=50, help="documents that are re-ranked")
 parser.add_argument("--test-queries", type=int, default=200)
@@ -57,21 +58,21 @@ sizes = {"query_length": 32, "doc_length": args.max_length}
 
 def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strategy, seed: int, **settings: object) -> kd.Ranker:
     """A student."""
-    distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=nDCG @ 10, dropout=0, **settings)
+    distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=nDCG @ 10, dropout=0, precision=args.precision, **settings)
     return first_stage.kept(out / f"{name}-{seed}", distil, learning, train_qrels, checking, valid_qrels)[0]
 
 
 # 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in what they were shown
-fine_tune = strategies.fine_tune(losses.InfoNCE(in_batch=False) + losses.HardLabels(), texts=args.teacher_texts)
+fine_tune = strategies.fine_tune(losses.RankNet(), texts=args.teacher_texts)
 fine_tune = fine_tune.with_settings(steps=args.teacher_steps, learning_rate=1e-4, batch_size=8)
 teachers = []
 for number in range(args.teachers):
-    whole = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length + 32, query_length=32)
+    whole = kd.CrossEncoder(first_stage.minilm(), new_head="first_token", max_length=args.max_length + 32, query_length=32)
     teachers.append(trained("teacher", whole, None, fine_tune, number, validate_every=10**9))
 
 # 3. Students: the same three layers of the pre-trained encoder, and the same steps, for all
 half = kd.BertDot(first_stage.minilm(), pooling="cls", normalize=False, **sizes).shrink(layers=3)
-head = kd.CrossEncoder(first_stage.minilm(), max_length=args.max_length + 32, query_length=32).shrink(layers=3)
+head = kd.CrossEncoder(first_stage.minilm(), new_head="first_token", max_length=args.max_length + 32, query_length=32).shrink(layers=3)
 tokenizer = half.tokenizer
 starts = {
     "BERT_CAT": head,

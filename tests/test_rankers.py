@@ -16,6 +16,7 @@ import pyterrier_kd as kd
 from pyterrier_kd.errors import DataError
 from pyterrier_kd.groups import from_frame
 from pyterrier_kd.rankers import first_token
+from pyterrier_kd.rankers.heads import FirstTokenModel
 from pyterrier_kd.sampling import Sampler
 
 MAKERS = [make_cross, make_dot, make_colbert, make_prettr, make_tk]
@@ -293,6 +294,34 @@ def test_the_batch_size_is_a_number_for_those_who_read_it() -> None:
     assert ranker.batch_size == 1024
     ranker.batch_size = 3
     assert ranker.batch_size == ranker.rows_a_batch == 3
+
+
+@pytest.mark.parametrize("kind", [kd.CrossEncoder, kd.PreTTR])
+def test_a_new_head_on_the_first_token(kind, frame, tmp_path) -> None:
+    encoder = make_dot()
+    encoder.encoder.save_pretrained(tmp_path / "encoder")
+    encoder.tokenizer.save_pretrained(tmp_path / "encoder")
+    lengths = {"query_length": 16, "doc_length": 64} if kind is kd.PreTTR else {}
+    with pytest.warns(UserWarning, match="new one with random weights"):
+        ranker = kind(str(tmp_path / "encoder"), new_head="first_token", device="cpu", **lengths)
+    assert ranker.head_ == "new"
+    expected = kind(FirstTokenModel(encoder.encoder), encoder.tokenizer, device="cpu", **lengths)
+    assert np.allclose(ranker(frame)["score"], expected(frame)["score"], atol=1e-6)
+    with pytest.warns(UserWarning, match="new one with random weights"):
+        pooled = kind(str(tmp_path / "encoder"), device="cpu", **lengths)
+    assert not np.allclose(ranker(frame)["score"], pooled(frame)["score"], atol=1e-3)
+    ranker.save(tmp_path / "ranker")
+    again = kd.load(tmp_path / "ranker", device="cpu")
+    assert again == ranker
+    assert np.array_equal(again(frame)["score"], ranker(frame)["score"])
+    student = kd.Distiller(ranker, frame.assign(score=range(len(frame))), strategy=kd.strategies.margin_mse(texts=3), steps=30, learning_rate=1e-2, batch_size=4, scores=False, verbose=False)
+    history = student.fit(frame).history_["loss"]
+    assert history.iloc[-1] < history.iloc[0] / 2
+    with pytest.raises(ValueError, match="new_head='linear' is unknown: it is 'pooled' or 'first_token'"):
+        kind(str(tmp_path / "encoder"), new_head="linear", device="cpu")
+    make_cross().save(tmp_path / "cross")
+    with pytest.raises(kd.errors.CheckpointError, match="has a head of its own, and gets no new one"):
+        kind(str(tmp_path / "cross"), new_head="first_token", device="cpu")
 
 
 def test_a_model_object_needs_its_tokenizer() -> None:

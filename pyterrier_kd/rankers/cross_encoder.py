@@ -26,7 +26,7 @@ from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, check_room, tokenise
 from .base import Ranker, Tokens, require_tokenizer, takes_types
 from .first_token import FROM_FIRST_TOKEN, first_token_only
-from .heads import load_classifier, save_classifier, scores_of, shrunk_classifier
+from .heads import NewHead, load_classifier, save_classifier, scores_of, shrunk_classifier
 from .saved import stored_metadata
 from .shrink import parsed_shape, random_model
 from .taps import listening, reach
@@ -43,6 +43,8 @@ class CrossEncoder(Ranker):
         query_length: The most tokens of a query; longer ones are cut. Default None: queries are never cut, and one
             that leaves no room for a text is an error.
         classes: 1 or 2 logits of a new head. Default 1.
+        new_head: What a new head is. Default "pooled": transformers' own, of BERT a layer with tanh and a linear one (monoBERT), which bounds scores.
+            "first_token": a linear layer on the first token's last hidden state (arXiv:2010.02666), which does not.
         batch_size: The most rows a batch. Default None: as many as fit a budget of tokens.
         text_field: The column, or several to be joined by a space, that holds the text. Default "text".
         query_prompt: Text put before each query. Default "".
@@ -61,7 +63,7 @@ class CrossEncoder(Ranker):
     schematic: ClassVar[dict[str, Any]] = {"label": "CrossEncoder", "help_url": None}
 
     def __init__(self, model: Any, tokenizer: Any = None, *, max_length: int | None = None, query_length: int | None = None,
-                 classes: int | None = None, batch_size: int | None = None, text_field: TextFields | None = None,
+                 classes: int | None = None, new_head: NewHead | None = None, batch_size: int | None = None, text_field: TextFields | None = None,
                  query_prompt: str | None = None, text_prompt: str | None = None, texts: pt.Transformer | None = None,
                  device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, verbose: bool = False) -> None:
         name = ""
@@ -71,7 +73,7 @@ class CrossEncoder(Ranker):
         if isinstance(model, str | Path):
             name = str(model)
             stored, metadata = stored_metadata(name, "CrossEncoder")
-            model, head, bare = load_classifier(name, classes)
+            model, head, bare = load_classifier(name, classes, new_head)
             tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name, of=name)
         require_tokenizer(tokenizer, "CrossEncoder")
         if model.config.num_labels not in (1, 2):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
@@ -24,6 +24,7 @@ from ..formats.checkpoints import find_file, load_strict, read_json, tiny_bert_c
 from .shrink import Indices, shrunk
 
 HEAD = "first_token_head.safetensors"
+NewHead = Literal["pooled", "first_token"]
 
 
 class FirstTokenModel(nn.Module):
@@ -118,12 +119,13 @@ def scores_of(logits: Tensor) -> Tensor:
     return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
 
 
-def load_classifier(name: str, classes: int | None) -> tuple[Any, str, Found | None]:
+def load_classifier(name: str, classes: int | None, new_head: NewHead | None = None) -> tuple[Any, str, Found | None]:
     """The model of a checkpoint, with a new head where it has none.
 
     Args:
         name: A folder or hub name.
         classes: C of a new head. Default None: 1.
+        new_head: What a new head is: "pooled", transformers' own; or "first_token", a ``FirstTokenModel``. Default None: "pooled".
 
     Returns:
         The model, "loaded" or "new" for its head, and what was found where the folder is one of bare weights.
@@ -131,6 +133,8 @@ def load_classifier(name: str, classes: int | None) -> tuple[Any, str, Found | N
     Raises:
         CheckpointError: If it is a sentence-transformers cross-encoder of several modules, or not a whole checkpoint.
     """
+    if new_head not in (None, *get_args(NewHead)):
+        raise ValueError(f"new_head={new_head!r} is unknown: it is 'pooled' or 'first_token'.")
     if sentence_transformers.kind_of(name) == "CrossEncoder" and len(sentence_transformers.module_kinds(name)) > 1:
         raise CheckpointError(f"{name!r} is a sentence-transformers cross-encoder made of the modules {sentence_transformers.module_kinds(name)}; "
                               "CrossEncoder reads those with a sequence-classification head.")
@@ -152,8 +156,17 @@ def load_classifier(name: str, classes: int | None) -> tuple[Any, str, Found | N
     has_head = any("SequenceClassification" in a for a in config.architectures or [])
     if has_head and classes not in (None, config.num_labels):
         raise CheckpointError(f"{name!r} has a head of {config.num_labels} class(es), not classes={classes}.")
+    if has_head and new_head == "first_token":
+        raise CheckpointError(f"{name!r} has a head of its own, and gets no new one: new_head={new_head!r} is for checkpoints of encoders.")
     if has_head:
         return *load_strict(transformers.AutoModelForSequenceClassification, name), None
+    return *encoder_with_head(name, classes or 1, new_head or "pooled"), None
+
+
+def encoder_with_head(name: str, classes: int, kind: NewHead) -> tuple[Any, str]:
+    """The encoder of a checkpoint with a head, and "new" for it, unless the checkpoint holds one of which its configuration does not tell."""
     with torch.random.fork_rng():
         torch.manual_seed(0)            # the same start for every seed of a training, and again when it is resumed
-        return *load_strict(transformers.AutoModelForSequenceClassification, name, new_head=True, num_labels=classes or 1), None
+        if kind == "first_token":
+            return FirstTokenModel(load_strict(transformers.AutoModel, name)[0], classes).eval(), "new"
+        return load_strict(transformers.AutoModelForSequenceClassification, name, new_head=True, num_labels=classes)

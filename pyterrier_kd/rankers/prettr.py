@@ -25,7 +25,7 @@ from ..frames import TextFields
 from ..signals import LAYERWISE, NO_LAYERS, Batch, LayerNumbers, Layers, Signals
 from ..tokens import Template, TokenTable, assemble, assemble_with_masks
 from .base import Tokens, require_tokenizer, takes_types
-from .heads import load_classifier, save_classifier, shrunk_classifier
+from .heads import NewHead, load_classifier, save_classifier, shrunk_classifier
 from .saved import stored_metadata
 from .shrink import chosen_layers
 from .split_model import COMPRESSION, SplitModel, in_two_parts
@@ -48,6 +48,7 @@ class PreTTR(TwoSided):
         doc_length: The most tokens of a text, special ones included. Default 200 (arXiv:2010.02666), or what is left of the model's limit.
         expansion: How many mask tokens are put behind a query. Default 0; arXiv:2010.02666 has 8.
         classes: Classes of a new head, 1 or 2. Default 1.
+        new_head: What a new head is, "pooled" (default) or "first_token"; see ``CrossEncoder``.
         batch_size: The most rows a batch. Default None: as many as fit a budget of tokens.
         text_field: The column, or several to be joined by a space, that holds the text. Default "text".
         query_prompt: Text put before each query.
@@ -68,7 +69,7 @@ class PreTTR(TwoSided):
     schematic: ClassVar[dict[str, Any]] = {"label": "PreTTR", "help_url": None}
 
     def __init__(self, model: Any, tokenizer: Any = None, *, join: int | None = None, compression: int | None = None, query_length: int | None = None,
-                 doc_length: int | None = None, expansion: int | None = None, classes: int | None = None, batch_size: int | None = None,
+                 doc_length: int | None = None, expansion: int | None = None, classes: int | None = None, new_head: NewHead | None = None, batch_size: int | None = None,
                  text_field: TextFields | None = None, query_prompt: str | None = None, text_prompt: str | None = None, texts: pt.Transformer | None = None,
                  device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, verbose: bool = False, seed: int = 0) -> None:
         name, head = "", "loaded"
@@ -78,7 +79,7 @@ class PreTTR(TwoSided):
         if isinstance(model, str | Path):
             name = str(model)
             stored, metadata = stored_metadata(name, "PreTTR", also=("CrossEncoder",))
-            model, head, bare = load_classifier(name, classes)
+            model, head, bare = load_classifier(name, classes, new_head)
             tokenizer = tokenizer or load_tokenizer(bare.tokenizer if bare else name, of=name)
             if bare is not None and bare.ranker == "PreTTR":
                 stored = PUBLISHED | {"join": bare.told.get("join_layer_idx", PUBLISHED["join"])}
