@@ -10,36 +10,28 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import ir_measures
-import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .corpus import Corpus
+from .binding import bound_losses
 from .errors import DataError, require_extra
-from .fitting import Fit, FitSettings, bound_losses
+from .fitting import Fit, FitSettings
 from .frames import explained, fields_of, require_strings, row_texts
-from .groups import Groups, from_frame
-from .losses import BoundLoss
+from .groups import Groups
 from .pairs import TrainingPairs
 from .rankers import Ranker
 from .sampling import KeepTop
 from .score_store import ScoreStore
-from .signals import missing_signal
-from .stages import Stage, rows_ahead
 from .strategies import Strategy, as_strategy
-from .teachers import BySignal, teacher_scores, terms_of
-from .training import processes
+from .teachers import scores_by
+from .training_data import TrainingData
 from .validation import measure_of, validation
 
 DEFAULT_MEASURE = ir_measures.nDCG @ 10
-
-Candidates = tuple[pd.DataFrame, list[str]] | TrainingPairs      # a frame sorted by query with the text of each row, or pairs by ids
-TrainedOn = Groups | Corpus
 
 
 class Distiller(pt.Estimator):
@@ -166,20 +158,17 @@ class Distiller(pt.Estimator):
             require_extra("tensorboard", "demo", "Distiller(tracker='tensorboard')")
         if isinstance(tr, TrainingPairs) and (qrels_tr is not None or len(fields_of(start.text_field)) > 1):
             raise ValueError("Distiller.fit got pairs by ids together with qrels, or a student that reads several fields: pairs have labels of their own, and one text a document.")
-        losses = self._losses(strategy, start, given=isinstance(tr, TrainingPairs) and tr.groups.teacher is not None)
+        losses = bound_losses(strategy, start, self.teacher, self.seed, given=isinstance(tr, TrainingPairs) and tr.groups.teacher is not None)
         candidates = tr if tr is None or isinstance(tr, TrainingPairs) else self._candidates(tr, "fit")
-        if isinstance(tr, TrainingPairs) and any(stage.candidates is not None for stage in strategy.stages):
-            qrels_tr = tr.qrels()       # of the candidates that a stage makes for itself
-        sources = self._sources(strategy, start, candidates, qrels_tr)
-        validate = self._validation(va, qrels_va)
-        if candidates is not None:
-            sources = self._with_scores(strategy, sources, candidates)
+        data = TrainingData(strategy, start, self.teacher, candidates, qrels_tr, self.keep_top, self._store(), self.seed, self.verbose)
+        sources = data.sources()
+        validate = self._validation(va, qrels_va)       # whose rows are checked before the teacher is asked
+        sources = data.with_scores(sources)
         settings = FitSettings(strategy, self.teacher, self.measure, self.validate_every, self.patience,
                                Path(self.checkpoint) if self.checkpoint is not None else None, self.precision, self.tracker, self.seed, self.verbose)
 
         def renew(index: int, frame: pd.DataFrame) -> Groups:
-            stage, mined = strategy.stages[index], self._candidates(frame, f"fit (the candidates of stage {strategy.stages[index].name!r})")
-            return self._taught(index, stage, learnable(stage, from_frame(*mined, qrels_tr, "Distiller.fit")), mined)
+            return data.mined(index, self._candidates(frame, f"fit (the candidates of stage {strategy.stages[index].name!r})"))
 
         fit = Fit(settings, start, sources, losses, validate, renew)
         try:
@@ -203,74 +192,6 @@ class Distiller(pt.Estimator):
         require_strings(frame, "query", self)
         return frame, row_texts(frame, fields, loader if loaded else None, self)
 
-    def _losses(self, strategy: Strategy, student: Ranker, given: bool) -> list[BoundLoss]:
-        """The stages' losses, once it is known that everybody can give what they need; ``given`` says that the data hold scores."""
-        for stage in strategy.stages:
-            needs = stage.loss.needs
-            for name in sorted(needs.student - student.signal_names):
-                raise missing_signal(name, stage.loss, f"the student {student!r}", sorted(student.signal_names))
-            teacher, known = stage.taught_by(self.teacher), given and stage.candidates is None
-            if "scores" in needs.teacher and scores_by(teacher) is None and not known and (given or isinstance(teacher, BySignal)):
-                where = f"the candidates that the stage {stage.name!r} makes for itself" if given else "queries with their own texts, which these data do not hold"
-                hint = f"pass scores= to {teacher!r}" if isinstance(teacher, BySignal) else "pass a teacher= to the Distiller or to the stage"
-                raise DataError(f"{stage.loss!r} needs scores of {where}: {hint}" + (", or pairs of kd.pairs.from_score_file." if not given else "."))
-            if teacher is None and needs.teacher - ({"scores"} if known else set()):
-                raise DataError(f"{stage.loss!r} learns from a teacher: pass teacher= to the Distiller, or train on labels alone with strategies.fine_tune().")
-        return bound_losses(strategy, student, self.teacher, self.seed)
-
-    def _sources(self, strategy: Strategy, student: Ranker, candidates: Candidates | None, qrels: pd.DataFrame | None) -> list[TrainedOn | None]:
-        """What each stage trains on: its corpus, or the candidates as groups that it can learn from; None where it makes candidates of its own."""
-        groups = candidates.groups if isinstance(candidates, TrainingPairs) else None if candidates is None else from_frame(*candidates, qrels, "Distiller.fit")
-        sources: list[TrainedOn | None] = []
-        for stage in strategy.stages:
-            if stage.corpus is not None:
-                special = len(student.tokenizer("")["input_ids"])
-                sources.append(Corpus(stage.corpus, student.tokenizer, stage.length - special, fields_of(student.text_field)))
-            elif stage.candidates is not None:
-                if stage.loss.needs.labels and qrels is None:
-                    raise DataError(f"{stage.loss!r} learns from labels: pass qrels to fit for the candidates that the stage {stage.name!r} makes.")
-                sources.append(None)
-            elif groups is None:
-                raise DataError(f"The stage {stage.name!r} trains on candidates: pass a frame of them as fit's first argument. Only stages with a corpus need none.")
-            else:
-                sources.append(learnable(stage, groups))
-        return sources
-
-    def _with_scores(self, strategy: Strategy, sources: list[TrainedOn | None], candidates: Candidates) -> list[TrainedOn | None]:
-        """The groups with the teacher's scores, where a stage's loss reads only those, less the rows for which a run has none."""
-        if self.keep_top is not None:
-            every = self._scored(scores_by(self.teacher), candidates, np.arange(rows_in(candidates)))
-            for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True)):
-                if isinstance(source, Groups):
-                    kept = self.keep_top(source.starts, source.parent, every[source.row])
-                    sources[i] = source.select_rows(kept).usable(stage.loss.needs, stage.loss)
-        return [self._taught(i, stage, source, candidates) if isinstance(source, Groups) else source
-                for i, (stage, source) in enumerate(zip(strategy.stages, sources, strict=True))]
-
-    def _taught(self, index: int, stage: Stage, source: Groups, candidates: Candidates) -> Groups:
-        """The groups of one stage with its teacher's scores. The teacher is asked only for the rows that training will see, wherever these are known ahead."""
-        teacher, needs = stage.taught_by(self.teacher), stage.loss.needs.teacher
-        teacher = scores_by(teacher) if needs == {"scores"} or (isinstance(teacher, BySignal) and "scores" in needs) else None
-        if teacher is None:
-            return source
-        rows = source.row
-        if stage.sampler.choose == "random" and not any(leaf.listwise or leaf.missing == "drop" for _, leaf in terms_of(teacher)):
-            rows = rows[rows_ahead(stage, source, (self.seed, index), processes())]
-        rows, scores = np.sort(rows), np.zeros(rows_in(candidates))
-        scores[rows] = self._scored(teacher, candidates, rows)
-        return source.with_teacher(scores).usable(stage.loss.needs, stage.loss)
-
-    def _scored(self, teacher: Any, candidates: Candidates, rows: np.ndarray) -> np.ndarray:
-        """A teacher's scores of some rows of the candidates."""
-        if isinstance(candidates, TrainingPairs):
-            field = fields_of(self.student.text_field)[0]
-            # what is brought to one scale needs all scores at once
-            whole = any(leaf.standardise for _, leaf in terms_of(teacher))
-            frames = (candidates.frame(portion, field) for portion in ([rows] if whole else candidates.portions(rows)))
-            return np.concatenate([teacher_scores(teacher, frame, frame[field].tolist(), self._store(), self.verbose) for frame in frames])
-        frame, texts = candidates
-        return teacher_scores(teacher, frame.iloc[rows].reset_index(drop=True), [texts[j] for j in rows], self._store(), self.verbose)
-
     def _store(self) -> ScoreStore | None:
         if self.scores is False:
             return None
@@ -283,19 +204,3 @@ class Distiller(pt.Estimator):
                 warnings.warn("Distiller.fit got validation candidates without qrels: it trains without validation.", stacklevel=3)
             return None
         return validation(*self._candidates(va, "fit (validation)"), qrels, self.measure)
-
-
-def scores_by(teacher: Any) -> Any:
-    """Who scores queries with their own texts: the teacher, or a part of it; None if nobody does."""
-    return teacher.scores if isinstance(teacher, BySignal) else teacher
-
-
-def rows_in(candidates: Candidates) -> int:
-    """The number of rows that groups were made of."""
-    return len(candidates.groups.row) if isinstance(candidates, TrainingPairs) else len(candidates[0])
-
-
-def learnable(stage: Stage, groups: Groups) -> Groups:
-    """The groups from which a stage's loss can learn, with their topics where it has any."""
-    usable = groups.usable(stage.loss.needs, stage.loss)
-    return usable if stage.topics is None else replace(usable, topic=np.asarray(stage.topics(usable.queries)))

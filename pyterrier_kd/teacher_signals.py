@@ -1,6 +1,6 @@
 """What a teacher says while training runs: scores that were computed ahead, or all that a ranker can tell of each batch.
 
-Scores of pairs are computed once and stored (``teachers``). In-batch scores and what layers do are not: there the teacher runs beside the
+Scores of pairs are computed once and stored (``teacher_scores``). In-batch scores and what layers do are not: there the teacher runs beside the
 student, without gradients and dropout, and only the layers that a loss compares are kept.
 """
 

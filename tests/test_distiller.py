@@ -341,9 +341,9 @@ def test_the_teacher_is_asked_only_for_what_training_will_see(frame, qrels, monk
 def test_training_on_what_is_needed_is_training_on_everything(frame, qrels, monkeypatch) -> None:
     stage = kd.Stage(losses.MarginMSE(), steps=5, batch_size=2, dropout=0)
     few = distiller_of(strategy=stage).fit(frame, qrels)
-    import pyterrier_kd.distiller
     import pyterrier_kd.fitting
-    monkeypatch.setattr(pyterrier_kd.distiller, "rows_ahead", lambda stage, groups, seed, processes: np.ones(len(groups.row), dtype=bool))
+    import pyterrier_kd.training_data
+    monkeypatch.setattr(pyterrier_kd.training_data, "rows_ahead", lambda stage, groups, seed, processes: np.ones(len(groups.row), dtype=bool))
     monkeypatch.setattr(pyterrier_kd.fitting, "rows_ahead", lambda stage, groups, seed, processes: np.ones(len(groups.row), dtype=bool))
     assert weights_of(distiller_of(strategy=stage).fit(frame, qrels).student_) == weights_of(few.student_)
 

@@ -15,14 +15,15 @@ import torch
 from conftest import make_cross, make_dot, make_frame
 
 import pyterrier_kd as kd
-from pyterrier_kd import teachers
+import pyterrier_kd.teacher_scores as ahead
 from pyterrier_kd.errors import MissingSignal, TeacherError
 from pyterrier_kd.groups import from_frame
 from pyterrier_kd.losses import MarginMSE
 from pyterrier_kd.sampling import Sampler
 from pyterrier_kd.score_store import ScoreStore, score_key
+from pyterrier_kd.teacher_scores import teacher_scores
 from pyterrier_kd.teacher_signals import live_signals, require_live
-from pyterrier_kd.teachers import teacher_scores, terms_of
+from pyterrier_kd.teachers import terms_of
 
 IN_BATCH = MarginMSE(in_batch=True).bind()
 
@@ -254,8 +255,8 @@ def test_a_listwise_teacher_is_asked_about_whole_lists(frame, tmp_path) -> None:
 
 
 def test_long_work_is_stored_in_chunks_that_end_with_a_query(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(teachers, "FIRST_CHUNK", 7)
-    monkeypatch.setattr(teachers, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(ahead, "FIRST_CHUNK", 7)
+    monkeypatch.setattr(ahead, "CHUNK_SECONDS", 0.0)
     frame, store = make_frame(queries=6, texts=5), ScoreStore(tmp_path / "s")
     teacher = Counting()
     teacher.function = lambda row: 1 / 0 if row["qid"] == "q4" else len(row["text"]) - 20.0
@@ -270,9 +271,9 @@ def test_long_work_is_stored_in_chunks_that_end_with_a_query(monkeypatch, tmp_pa
 KILLED = """
     import os, signal, sys
     import pandas as pd, pyterrier as pt, pyterrier_kd as kd
-    from pyterrier_kd import teachers
+    import pyterrier_kd.teacher_scores as ahead
     from pyterrier_kd.score_store import ScoreStore
-    teachers.FIRST_CHUNK, teachers.CHUNK_SECONDS = 10, 0.0
+    ahead.FIRST_CHUNK, ahead.CHUNK_SECONDS = 10, 0.0
     frame = pd.DataFrame([{"qid": f"q{i}", "query": f"query {i}", "docno": f"d{j}", "text": f"text {i} {j}"} for i in range(20) for j in range(10)])
     asked = []
     def score(row):
@@ -281,7 +282,7 @@ KILLED = """
             os.kill(os.getpid(), signal.SIGKILL)
         return float(len(asked)) + 1
     teacher = kd.Teacher(pt.apply.doc_score(score), name="mortal")
-    teachers.teacher_scores(teacher, frame, frame["text"].tolist(), ScoreStore(sys.argv[1]))
+    ahead.teacher_scores(teacher, frame, frame["text"].tolist(), ScoreStore(sys.argv[1]))
     print(len(asked))
 """
 
