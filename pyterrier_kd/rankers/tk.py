@@ -72,6 +72,17 @@ class TKModel(nn.Module):
             return nn.functional.normalize(self.mix * embedded + (1 - self.mix) * context, dim=-1, eps=1e-13)
 
 
+def unit_scale(embeddings: Tensor) -> Tensor:
+    """An encoder's (V, D) word embeddings with a root mean square of 1.
+
+    Their own scale says nothing, since encoders normalise what they read. Here it matters: BERT's, of a root mean square near 0.05, would vanish beside
+    the positions (0.7) and the normalised context (1) that they are mixed with, and training would depend on luck.
+    """
+    weights = embeddings.detach().float()
+    scaled: Tensor = weights / weights.square().mean().sqrt().clamp(min=1e-12)
+    return scaled
+
+
 def positions(count: int, width: int, first: int) -> Tensor:
     """(count, width) sinusoids of the positions from ``first`` on: the sines of all wave lengths, then the cosines (arXiv:1706.03762, 3.5)."""
     waves = torch.exp(torch.arange(width // 2) * -(math.log(10_000) / max(1, width // 2 - 1)))
@@ -127,8 +138,8 @@ class TK(TwoSided):
         """A TK with random weights over given word embeddings.
 
         Args:
-            embeddings: A file in GloVe's format; the folder or hub name of an encoder, or a ranker, whose word embeddings (and tokenizer) are copied; or
-                an array (V, D), with ``tokenizer``.
+            embeddings: A file in GloVe's format; the folder or hub name of an encoder, or a ranker, whose word embeddings (and tokenizer) are taken over,
+                brought to a root mean square of 1; or an array (V, D), with ``tokenizer``.
             tokenizer: Only with an array.
             layers: Of the transformer. Default 2.
             heads: Of its attention. Default: 10, or the most below that divide D.
@@ -145,12 +156,12 @@ class TK(TwoSided):
         if variant not in ("improved", "paper"):
             raise ValueError(f"TK.new(variant={variant!r}) is unknown: it is 'improved' or 'paper'.")
         if isinstance(embeddings, Ranker):
-            matrix, tokenizer = embeddings.encoder.get_input_embeddings().weight, embeddings.tokenizer
+            matrix, tokenizer = unit_scale(embeddings.encoder.get_input_embeddings().weight), embeddings.tokenizer
         elif isinstance(embeddings, str | Path) and Path(embeddings).is_file():
             matrix, tokenizer = read_glove(embeddings, words)
         elif isinstance(embeddings, str | Path):
             encoder: Any = load_strict(transformers.AutoModel, str(embeddings))[0]
-            matrix, tokenizer = encoder.get_input_embeddings().weight, load_tokenizer(str(embeddings))
+            matrix, tokenizer = unit_scale(encoder.get_input_embeddings().weight), load_tokenizer(str(embeddings))
         else:
             matrix = embeddings
         weights = torch.as_tensor(matrix).detach().float().cpu().clone()
