@@ -155,6 +155,7 @@ class TK(TwoSided):
         """
         if variant not in ("improved", "paper"):
             raise ValueError(f"TK.new(variant={variant!r}) is unknown: it is 'improved' or 'paper'.")
+        matrix: Any = embeddings
         if isinstance(embeddings, Ranker):
             matrix, tokenizer = unit_scale(embeddings.encoder.get_input_embeddings().weight), embeddings.tokenizer
         elif isinstance(embeddings, str | Path) and Path(embeddings).is_file():
@@ -162,8 +163,6 @@ class TK(TwoSided):
         elif isinstance(embeddings, str | Path):
             encoder: Any = load_strict(transformers.AutoModel, str(embeddings))[0]
             matrix, tokenizer = unit_scale(encoder.get_input_embeddings().weight), load_tokenizer(str(embeddings))
-        else:
-            matrix = embeddings
         weights = torch.as_tensor(matrix).detach().float().cpu().clone()
         if weights.ndim != 2 or len(weights) < len(tokenizer):
             raise ValueError(f"TK.new got embeddings of shape {tuple(weights.shape)} for a tokenizer of {len(tokenizer)} tokens: each token needs a row.")
