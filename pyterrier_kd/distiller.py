@@ -25,7 +25,6 @@ from .groups import Groups
 from .pairs import TrainingPairs
 from .rankers import Ranker
 from .sampling import KeepTop
-from .score_store import ScoreStore
 from .strategies import Strategy, as_strategy
 from .teachers import scores_by
 from .training_data import TrainingData
@@ -160,7 +159,7 @@ class Distiller(pt.Estimator):
             raise ValueError("Distiller.fit got pairs by ids together with qrels, or a student that reads several fields: pairs have labels of their own, and one text a document.")
         losses = bound_losses(strategy, start, self.teacher, self.seed, given=isinstance(tr, TrainingPairs) and tr.groups.teacher is not None)
         candidates = tr if tr is None or isinstance(tr, TrainingPairs) else self._candidates(tr, "fit")
-        data = TrainingData(strategy, start, self.teacher, candidates, qrels_tr, self.keep_top, self._store(), self.seed, self.verbose)
+        data = TrainingData(strategy, start, self.teacher, candidates, qrels_tr, self.keep_top, self.scores, self.seed, self.verbose)
         sources = data.sources()
         validate = self._validation(va, qrels_va)       # whose rows are checked before the teacher is asked
         sources = data.with_scores(sources)
@@ -191,11 +190,6 @@ class Distiller(pt.Estimator):
         frame = frame.sort_values("qid", kind="stable").reset_index(drop=True)
         require_strings(frame, "query", self)
         return frame, row_texts(frame, fields, loader if loaded else None, self)
-
-    def _store(self) -> ScoreStore | None:
-        if self.scores is False:
-            return None
-        return ScoreStore(Path(pt.io.pyterrier_home()) / "kd" / "teacher_scores.sqlite3" if self.scores is True else self.scores)
 
     def _validation(self, va: pd.DataFrame | None, qrels: pd.DataFrame | None) -> Callable[[Ranker], float] | None:
         """A function that measures a student on the validation candidates, or None without them."""

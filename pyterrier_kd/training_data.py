@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 
 from .corpus import Corpus
 from .errors import DataError
@@ -42,7 +44,7 @@ class TrainingData:
         candidates: What all stages train on that have no corpus and make no candidates of their own; None without.
         qrels: The labels of the candidates that are a frame, and of those that stages make; None without.
         keep_top: Which passages are trained on, by the teacher's scores, or None.
-        store: Where scores are kept, or None.
+        scores: The file in which teacher scores are kept. True: in PyTerrier's home; False: none.
         seed: The fit's.
         verbose: Whether to show progress bars.
     """
@@ -53,7 +55,7 @@ class TrainingData:
     candidates: Candidates | None
     qrels: pd.DataFrame | None
     keep_top: KeepTop | None
-    store: ScoreStore | None
+    scores: str | Path | bool
     seed: int
     verbose: bool
 
@@ -61,6 +63,13 @@ class TrainingData:
     def labels(self) -> pd.DataFrame | None:
         """The labels of candidates that a stage makes for itself."""
         return self.candidates.qrels() if isinstance(self.candidates, TrainingPairs) else self.qrels
+
+    @cached_property
+    def store(self) -> ScoreStore | None:
+        """Where teacher scores are kept, or None; PyTerrier's home is made only if it is needed."""
+        if self.scores is False:
+            return None
+        return ScoreStore(Path(pt.io.pyterrier_home()) / "kd" / "teacher_scores.sqlite3" if self.scores is True else self.scores)
 
     def sources(self) -> list[TrainedOn | None]:
         """What each stage trains on, without a teacher's scores; None where it makes candidates of its own.
