@@ -338,10 +338,16 @@ def test_the_teacher_is_asked_only_for_what_training_will_see(frame, qrels, monk
         assert len(asked) == len(seen) < 30
 
 
-def test_training_on_labels_needs_no_home(frame, qrels, monkeypatch, tmp_path) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "file" / "home"))      # which cannot be made
-    kd.Distiller(make_dot(), strategy=kd.Stage(losses.RankNet(), steps=1, batch_size=2), verbose=False).fit(frame, qrels)
+def test_training_on_labels_needs_no_home(frame, qrels, monkeypatch) -> None:
+    def no_home() -> str:
+        raise PermissionError("the home cannot be made")
+
+    monkeypatch.setattr(pt.io, "pyterrier_home", no_home)
+    student = make_dot()
+    taught = kd.Distiller(student, strategy=kd.Stage(losses.RankNet(), steps=1, batch_size=2), verbose=False).fit(frame, qrels)
+    assert weights_of(taught.student_) != weights_of(student)
+    with pytest.raises(PermissionError, match="the home cannot be made"):      # where a teacher's scores are kept
+        kd.Distiller(student, make_cross(), strategy=kd.Stage(losses.MarginMSE(), steps=1, batch_size=2), verbose=False).fit(frame)
 
 
 def test_training_on_what_is_needed_is_training_on_everything(frame, qrels, monkeypatch) -> None:

@@ -123,6 +123,7 @@ def test_word_vectors_come_from_an_encoder(frame: pd.DataFrame, tmp_path: Path) 
     ranker = kd.TK.new(cross, device="cpu")
     theirs, own = cross.encoder.get_input_embeddings().weight, ranker.model.embedding.weight
     assert float(own.square().mean()) == pytest.approx(1)           # or they would vanish beside positions and context
+    assert own is not theirs
     assert torch.allclose(own * theirs.square().mean().sqrt(), theirs, rtol=1e-5, atol=1e-8)
     assert ranker(frame)["score"].notna().all()
     dot = make_dot()
