@@ -31,7 +31,9 @@ parser.add_argument("--students", nargs="+", default=["BERT_CAT", "PreTT", "ColB
 parser.add_argument("--losses", nargs="+", default=["margin_mse"], choices=["margin_mse", "mse", "weighted_ranknet"], help="the first for all; others with one teacher")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--teachers", type=int, default=2, help="of the ensemble; the first is the single teacher")
-parser.add_argument("--queries", type=int, default=2000, help="training queries")
+parser.add_argument("--queries", type=int, default=2000, help="training queries of the teachers")
+parser.add_argument("--student-queries", type=int, help="those of them that students see; default: all")
+parser.add_argument("--labelled", type=int, help="those of these with labels, from which students without a teacher learn; the others then see no labels. Default: all, for all")
 parser.add_argument("--texts", type=int, default=2, help="texts a query and step")
 parser.add_argument("--batch-size", type=int, default=16, help="queries a step of a student")
 parser.add_argument("--steps", type=int, default=500, help="of a student")
@@ -45,7 +47,7 @@ parser.add_argument("--test-queries", type=int, default=200)
 parser.add_argument("--out", default="cross-architecture")
 args = parser.parse_args()
 out = first_stage.kept_folder(args, free=("seeds", "students", "losses", "also"))
-LOSSES = {"margin_mse": losses.MarginMSE(), "mse": losses.MSE(), "weighted_ranknet": losses.WeightedRankNet()}
+LOSSES = {"margin_mse": losses.MarginMSE(), "mse": losses.MSE(), "weighted_ranknet": losses.WeightedRankNet(order="teacher" if args.labelled else "labels")}
 MEASURES = [RR @ 10, nDCG @ 10, AP]
 
 # 1. Candidates
@@ -56,10 +58,11 @@ checking = candidates(valid.sample(min(60, len(valid)), random_state=0))
 sizes = {"query_length": 32, "doc_length": args.max_length}
 
 
-def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strategy, seed: int, **settings: object) -> kd.Ranker:
-    """A student."""
+def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strategy, seed: int, queries: int | None = None, labels: bool = True, **settings: object) -> kd.Ranker:
+    """A ranker that has learned from the first so many training queries."""
     distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=nDCG @ 10, dropout=0, precision=args.precision, **settings)
-    return first_stage.kept(out / f"{name}-{seed}", distil, learning, train_qrels, checking, valid_qrels)[0]
+    seen = learning[learning["qid"].isin(learning["qid"].unique()[:queries])]
+    return first_stage.kept(out / f"{name}-{seed}", distil, seen, train_qrels if labels else None, checking, valid_qrels)[0]
 
 
 # 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in what they were shown
@@ -82,7 +85,7 @@ starts = {
     "TK": kd.TK.new(first_stage.minilm(), **sizes),
 }
 first = LOSSES[args.losses[0]]
-taught = {"none": (None, losses.RankNet()), "one": (teachers[0], first), "ensemble": (kd.Ensemble(teachers), first),
+taught = {"none": (None, losses.RankNet()), "one": (teachers[0], first), **({"ensemble": (kd.Ensemble(teachers), first)} if len(teachers) > 1 else {}),
           **{f"one, {name}": (teachers[0], LOSSES[name]) for name in args.losses[1:]}}
 students: dict[tuple[str, str], list[kd.Ranker]] = {}
 for seed in args.seeds:
@@ -90,9 +93,13 @@ for seed in args.seeds:
         for by, (teacher, loss) in taught.items():
             # TK's kernels begin at random, unlike its word embeddings and all that is pre-trained
             rates = {r"\binteraction\.": 1e-2, r"\bmix\b": 1e-2} if architecture == "TK" else {}
-            stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=args.batch_size, sampler=kd.Sampler(texts=args.texts))
+            labels = teacher is None or args.labelled is None
+            # without labels a text that the teacher scores high and one that it scores low take the place of a relevant and an irrelevant one
+            sampler = kd.Sampler(texts=args.texts, choose="random" if labels else "stratified")
+            queries = args.labelled or args.student_queries if teacher is None else args.student_queries
+            stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=args.batch_size, sampler=sampler)
             name = f"{architecture}-{by}".replace(", ", "-") + ("" if teacher is None or ", " in by else f"-{args.losses[0]}")
-            student = trained(name, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed, validate_every=max(1, args.steps // 4))
+            student = trained(name, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed, queries, labels, validate_every=max(1, args.steps // 4))
             students.setdefault((architecture, by), []).append(student)
 
 
@@ -152,9 +159,11 @@ def p_value(means: pd.DataFrame, name: str) -> float:
 def main_table(tested: Tested) -> pd.DataFrame:
     """Prints and returns the measures of all students, with what they cost."""
     by_teachers = [tested.ranked(f"teacher-{i}", teacher) for i, teacher in enumerate(teachers)]
-    pairs = pd.MultiIndex.from_frame(by_teachers[0][["qid", "docno"]])
-    summed = np.mean([run.set_index(["qid", "docno"])["score"].loc[pairs] for run in by_teachers], axis=0)
-    runs = {"BM25": [tested.ranking], "teacher": [by_teachers[0]], "ensemble": [pt.model.add_ranks(by_teachers[0].drop(columns="rank").assign(score=summed))]}
+    runs = {"BM25": [tested.ranking], "teacher": [by_teachers[0]]}
+    if len(teachers) > 1:
+        pairs = pd.MultiIndex.from_frame(by_teachers[0][["qid", "docno"]])
+        mean_scores = np.mean([run.set_index(["qid", "docno"])["score"].loc[pairs] for run in by_teachers], axis=0)
+        runs["ensemble"] = [pt.model.add_ranks(by_teachers[0].drop(columns="rank").assign(score=mean_scores))]
     rows = []
     for (architecture, by), members in students.items():
         name, costs = f"{architecture}, {by}", {}
@@ -211,7 +220,7 @@ figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
 for by, marker in {"none": "o", "one": "s", "ensemble": "^"}.items():
     points = table[table["teacher"] == by]
     axes.scatter(points["ms a query of 1,000"], points["nDCG@10"], marker=marker, label={"none": "no teacher", "one": "one teacher", "ensemble": "ensemble"}[by])
-for _, point in table[table["teacher"] == "ensemble"].iterrows():
+for _, point in table[table["teacher"] == ("ensemble" if len(teachers) > 1 else "one")].iterrows():
     axes.annotate(point["architecture"], (point["ms a query of 1,000"], point["nDCG@10"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
 axes.axhline(table.loc[table["name"] == "BM25", "nDCG@10"].iloc[0], color="grey", linestyle=":", label="BM25")
 axes.set(xscale="log", xlabel="ms for a query with 1,000 candidates", ylabel="nDCG@10", title=args.collection)

@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from . import subnormal
 from .atomic import atomic_folder, write_json
 from .errors import CheckpointError, DataError, some
 from .formats.checkpoints import read_json
@@ -63,6 +64,7 @@ class Step(nn.Module):
             student = self.student.read(batch, self.loss.student_layers)
         else:
             student = self.student.signals(batch, self.tokens, self.loss.loss.needs.student, self.loss.student_layers)
+            subnormal.drop_gradients(student)
         loss: tuple[Tensor, dict[str, Tensor]] = self.loss(student, target, batch, progress)
         return loss
 
@@ -148,6 +150,8 @@ class Training:
         self.accelerator.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.stage.clip)
         self.optimizer.step()
         self.done += 1
+        if self.done % subnormal.EVERY == 0:
+            subnormal.drop_moments(self.optimizer)
         return {k: float(v) for k, v in values.items()}, batch.pairs()
 
     def _next(self) -> Any:

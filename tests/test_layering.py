@@ -16,7 +16,7 @@ import pyterrier_kd
 ROOT = Path(pyterrier_kd.__file__).parent
 LAYERS = [
     ["errors", "signals"],
-    ["atomic", "tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "formats.bare_weights", "formats.multi_vector", "formats.word_vectors", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "loaded_texts", "groups", "pairs", "stages"],
+    ["atomic", "subnormal", "tokens", "scoring", "formats.checkpoints", "formats.sentence_transformers", "formats.bare_weights", "formats.multi_vector", "formats.word_vectors", "score_store", "frames", "splitting", "corpus", "losses", "sampling", "loaded_texts", "groups", "pairs", "stages"],
     ["rankers", "training"],
     ["strategies", "teachers", "teacher_scores", "teacher_signals", "topics", "loading", "exporting", "passages", "stores", "mining", "datasets"],
     ["binding", "training_data", "resuming", "fitting", "validation", "distiller"],

@@ -58,7 +58,6 @@ class MarginMSE(Loss):
         squares = (count * centred**2).sum()
         return squares / (count * (count - 1) / 2).sum().clamp(min=1)
 
-
     @staticmethod
     def _anchored(gap: Tensor, mask: Tensor, batch: Batch) -> Tensor:
         """Mean over the margins between each query's first relevant text and the texts of other queries."""

@@ -6,6 +6,7 @@ Comparing is done in float32 under any autocast: a score's differences are small
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -73,6 +74,7 @@ class MaxSim(Interaction):
         return (best * query_mask).sum(1)
 
 
+VANISHED = -50.0        # e^-50 is 1e-22: a thousand of them change no count of at least 1e-10, in float32
 MEANS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
 
 
@@ -103,7 +105,7 @@ class KernelPooling(Interaction):
     def forward(self, products: Tensor, query_mask: Tensor, text_mask: Tensor) -> Tensor:
         """(N,) scores; see ``Interaction``."""
         real = text_mask[:, :, None]
-        counts = torch.stack([((products - mean).square() * (-0.5 / self.sigma ** 2)).exp().mul(real).sum(1) for mean in self.means], dim=-1)      # (N, Tq, K)
+        counts = torch.stack([self._kernel(products, mean).mul(real).sum(1) for mean in self.means], dim=-1)                                       # (N, Tq, K)
         own = query_mask[:, :, None]
         if self.variant == "improved":
             scores: Tensor = self.log_weights(((counts * self.factors).clamp(min=1e-10).log() * own).sum(1))
@@ -112,3 +114,8 @@ class KernelPooling(Interaction):
         means = (counts / (text_mask.sum(1)[:, None, None] + 1) * self.scale * own).sum(1)
         combined: Tensor = self.branches(torch.cat([self.log_weights(logs), self.mean_weights(means)], dim=1))
         return combined[:, 0]
+
+    def _kernel(self, products: Tensor, mean: float) -> Tensor:
+        """(N, Td, Tq): how near each product is to a kernel's mean; exactly 0 where it is nothing beside the least count (see ``subnormal``)."""
+        exponents = (products - mean).square() * (-0.5 / self.sigma ** 2)
+        return nn.functional.threshold(exponents, VANISHED, -math.inf).exp()
