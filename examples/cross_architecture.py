@@ -33,7 +33,7 @@ parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--teachers", type=int, default=2, help="of the ensemble; the first is the single teacher")
 parser.add_argument("--queries", type=int, default=2000, help="training queries of the teachers")
 parser.add_argument("--student-queries", type=int, help="those of them that students see; default: all")
-parser.add_argument("--labelled", type=int, help="those of these with labels, from which students without a teacher learn; the others then see no labels. Default: all, for all")
+parser.add_argument("--labelled", type=int, help="students without a teacher learn from the labels of so many of them, those with one see no labels. Default: all see all labels")
 parser.add_argument("--texts", type=int, default=2, help="texts a query and step")
 parser.add_argument("--batch-size", type=int, default=16, help="queries a step of a student")
 parser.add_argument("--steps", type=int, default=500, help="of a student")
@@ -46,6 +46,8 @@ parser.add_argument("--depth", type=int, default=50, help="documents that are re
 parser.add_argument("--test-queries", type=int, default=200)
 parser.add_argument("--out", default="cross-architecture")
 args = parser.parse_args()
+if args.labelled is not None and not 0 < args.labelled <= (args.student_queries or args.queries):
+    parser.error("--labelled must be above 0, and not above the number of queries that students see")
 out = first_stage.kept_folder(args, free=("seeds", "students", "losses", "also"))
 LOSSES = {"margin_mse": losses.MarginMSE(), "mse": losses.MSE(), "weighted_ranknet": losses.WeightedRankNet(order="teacher" if args.labelled else "labels")}
 MEASURES = [RR @ 10, nDCG @ 10, AP]
@@ -94,7 +96,7 @@ for seed in args.seeds:
             # TK's kernels begin at random, unlike its word embeddings and all that is pre-trained
             rates = {r"\binteraction\.": 1e-2, r"\bmix\b": 1e-2} if architecture == "TK" else {}
             labels = teacher is None or args.labelled is None
-            # without labels a text that the teacher scores high and one that it scores low take the place of a relevant and an irrelevant one
+            # without labels a text of the upper half of the teacher's range and one of the lower take the place of a relevant and an irrelevant one
             sampler = kd.Sampler(texts=args.texts, choose="random" if labels else "stratified")
             queries = args.labelled or args.student_queries if teacher is None else args.student_queries
             stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=args.batch_size, sampler=sampler)
@@ -219,6 +221,8 @@ table = tables[args.collection]
 figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
 for by, marker in {"none": "o", "one": "s", "ensemble": "^"}.items():
     points = table[table["teacher"] == by]
+    if not len(points):
+        continue
     axes.scatter(points["ms a query of 1,000"], points["nDCG@10"], marker=marker, label={"none": "no teacher", "one": "one teacher", "ensemble": "ensemble"}[by])
 for _, point in table[table["teacher"] == ("ensemble" if len(teachers) > 1 else "one")].iterrows():
     axes.annotate(point["architecture"], (point["ms a query of 1,000"], point["nDCG@10"]), xytext=(4, 4), textcoords="offset points", fontsize=8)

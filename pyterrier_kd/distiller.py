@@ -133,7 +133,8 @@ class Distiller(pt.Estimator):
             tr: Candidates: ``qid``, ``query``, ``docno``, and the text unless there is a text loader. Passages, with docnos
                 such as ``d1%p0``, get the labels of their documents. Or pairs by ids, from ``kd.pairs``, which have labels, and may have
                 scores that stand in for a teacher. None if all stages train on a corpus.
-            qrels_tr: Labels. Distillation needs none; losses over labels do.
+            qrels_tr: Labels. Distillation needs none (``Sampler(choose="stratified")`` then chooses texts that differ by the teacher's scores); losses over
+                labels do.
             va: Candidates to validate on.
             qrels_va: Their labels; without them there is no validation.
 

@@ -22,8 +22,8 @@ class Sampler:
         positives: How many of them are relevant, where there are as many (the rest are texts not known to be relevant, as
             far as there are any). Default 1. Where nothing is labelled, all are chosen alike.
         choose: How the others are chosen: "random" (default); "top", the highest teacher scores; "stratified", the range of the teacher's
-            scores is cut into as many equal parts as texts are wanted, and each part gives one (so that two texts without labels are one that the
-            teacher scores high and one that it scores low); or "bins", the range of the margins to the
+            scores is cut into as many equal parts as texts are wanted, and the text nearest to a random point of each part is taken (so that of two
+            texts without labels one is most often scored high and one low); or "bins", the range of the margins to the
             relevant text is cut into ``bins`` equal parts, one that holds texts is chosen at random, and a text in it (TAS-B's balanced margins,
             arXiv:2104.06967, section 3.2).
         bins: Parts for "bins". Default 10, the paper's.

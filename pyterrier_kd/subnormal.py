@@ -2,7 +2,7 @@
 
 Below 1.2e-38 a float32 is subnormal, and a CPU computes with it many times as slowly. Training makes such numbers without end: the gradient of a pair
 that a ranker has settled falls with the exponential of its margin, and is carried back through the whole model; the optimiser's mean of the gradients of
-a word that is not seen any more falls by a tenth each step. They are set to 0 where they arise.
+a word that is not seen any more falls by a tenth each step. What leads to them is set to 0 on the way.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from conftest import Stop, make_cross, make_dot, make_frame, make_qrels, stopping_after
 
 import pyterrier_kd as kd
-from pyterrier_kd import losses, training
+from pyterrier_kd import losses, subnormal, training
 from pyterrier_kd.errors import CheckpointError, DataError
 
 
@@ -443,7 +443,8 @@ def test_parts_of_a_step_add_up_to_the_step(frame) -> None:
 
 @pytest.mark.parametrize("dropout", [None, 0.0])
 @pytest.mark.parametrize("stop", [2, 5, 8, 11])
-def test_a_resumed_training_ends_in_the_same_weights(frame, qrels, tmp_path, dropout, stop) -> None:
+def test_a_resumed_training_ends_in_the_same_weights(frame, qrels, tmp_path, dropout, stop, monkeypatch) -> None:
+    monkeypatch.setattr(subnormal, "EVERY", 2)
     unbroken = distiller_of(dropout=dropout).fit(frame, qrels, frame, qrels)
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, stop, Stop)

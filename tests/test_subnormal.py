@@ -24,15 +24,17 @@ def batch(labels: torch.Tensor) -> Batch:
     return Batch(torch.arange(len(labels)), rows, rows, labels, torch.ones_like(rows, dtype=torch.bool), positives)
 
 
-def test_a_settled_pair_has_no_gradient_and_others_keep_theirs() -> None:
+@pytest.mark.parametrize("signal", ["scores", "logits", "in_batch"])
+def test_a_settled_pair_has_no_gradient_and_others_keep_theirs(signal) -> None:
     labels, margins = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0.5, 20.0, 60.0, 95.0])
     gradients = []
     for drop in (False, True):
         weights = torch.stack([margins, torch.zeros(4)], dim=1).requires_grad_()
-        signals = Signals(weights * 1.0)
+        given = weights * 1.0
+        signals = Signals(**{"scores": torch.zeros(4, 2), signal: given})
         if drop:
             subnormal.drop_gradients(signals)
-        RankNet()(signals, signals, batch(labels)).backward()
+        RankNet()(Signals(given), signals, batch(labels)).backward()
         gradients.append(weights.grad)
     assert gradients[0][:3].ne(0).all()
     assert subnormals(gradients[0]) == 2
@@ -54,16 +56,17 @@ def test_moments_that_are_next_to_nothing_become_zero() -> None:
     assert optimizer.state[weights]["step"] == 1
 
 
+@pytest.mark.parametrize("words", [1, 50])
 @pytest.mark.parametrize("variant", ["improved", "paper"])
-def test_a_kernel_far_from_every_product_counts_nothing_and_no_score_changes(variant, monkeypatch) -> None:
+def test_a_kernel_far_from_every_product_counts_nothing_and_no_score_changes(variant, words, monkeypatch) -> None:
     torch.manual_seed(0)
     pooling = interactions.KernelPooling(variant)
-    cosines = torch.rand(8, 50, 10) * 2 - 1
+    cosines = torch.rand(8, words, 10) * 2 - 1
     found = []
     for least in (interactions.VANISHED, -1e30):
         monkeypatch.setattr(interactions, "VANISHED", least)
         products = cosines.clone().requires_grad_()
-        scores = pooling(products, torch.ones(1, 10, dtype=torch.bool), torch.rand(8, 50) < 2)
+        scores = pooling(products, torch.ones(1, 10, dtype=torch.bool), torch.ones(8, words, dtype=torch.bool))
         scores.sum().backward()
         found.append((scores.detach(), products.grad, sum(subnormals(pooling._kernel(cosines, mean)) for mean in pooling.means)))
     (scores, gradients, none), (as_they_are, their_gradients, some) = found
