@@ -57,14 +57,14 @@ MEASURES = [RR @ 10, nDCG @ 10, AP]
 candidates, engine = first_stage.bm25(args.collection, 20)
 learning = candidates(train.sample(min(args.queries, len(train)), random_state=0))
 checking = candidates(valid.sample(min(60, len(valid)), random_state=0))
+students_see, labelled = (learning[learning["qid"].isin(learning["qid"].unique()[:count])] for count in (args.student_queries, args.labelled or args.student_queries))
 sizes = {"query_length": 32, "doc_length": args.max_length}
 
 
-def trained(name: str, student: kd.Ranker, teacher: object, strategy: kd.Strategy, seed: int, queries: int | None = None, labels: bool = True, **settings: object) -> kd.Ranker:
-    """A ranker that has learned from the first so many training queries."""
+def trained(name: str, data: pd.DataFrame, labels: pd.DataFrame | None, student: kd.Ranker, teacher: object, strategy: kd.Strategy, seed: int, **settings: object) -> kd.Ranker:
+    """A ranker that has learned from some of the training candidates."""
     distil = kd.Distiller(student, teacher, strategy=strategy, seed=seed, measure=nDCG @ 10, dropout=0, precision=args.precision, **settings)
-    seen = learning[learning["qid"].isin(learning["qid"].unique()[:queries])]
-    return first_stage.kept(out / f"{name}-{seed}", distil, seen, train_qrels if labels else None, checking, valid_qrels)[0]
+    return first_stage.kept(out / f"{name}-{seed}", distil, data, labels, checking, valid_qrels)[0]
 
 
 # 2. Teachers: cross-encoders of all layers that differ in their seeds, and so in what they were shown
@@ -73,7 +73,7 @@ fine_tune = fine_tune.with_settings(steps=args.teacher_steps, learning_rate=1e-4
 teachers = []
 for number in range(args.teachers):
     whole = kd.CrossEncoder(first_stage.minilm(), new_head="first_token", max_length=args.max_length + 32, query_length=32)
-    teachers.append(trained("teacher", whole, None, fine_tune, number, validate_every=10**9))
+    teachers.append(trained("teacher", learning, train_qrels, whole, None, fine_tune, number, validate_every=10**9))
 
 # 3. Students: the same three layers of the pre-trained encoder, and the same steps, for all
 half = kd.BertDot(first_stage.minilm(), pooling="cls", normalize=False, **sizes).shrink(layers=3)
@@ -95,13 +95,12 @@ for seed in args.seeds:
         for by, (teacher, loss) in taught.items():
             # TK's kernels begin at random, unlike its word embeddings and all that is pre-trained
             rates = {r"\binteraction\.": 1e-2, r"\bmix\b": 1e-2} if architecture == "TK" else {}
-            labels = teacher is None or args.labelled is None
             # without labels a text of the upper half of the teacher's range and one of the lower take the place of a relevant and an irrelevant one
-            sampler = kd.Sampler(texts=args.texts, choose="random" if labels else "stratified")
-            queries = args.labelled or args.student_queries if teacher is None else args.student_queries
-            stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=args.batch_size, sampler=sampler)
+            unlabelled = args.labelled and teacher is not None
+            data, labels, choose = (students_see, None, "stratified") if unlabelled else (labelled, train_qrels, "random")
+            stage = kd.Stage(loss, steps=args.steps, learning_rate=args.learning_rate, rates=rates, batch_size=args.batch_size, sampler=kd.Sampler(texts=args.texts, choose=choose))
             name = f"{architecture}-{by}".replace(", ", "-") + ("" if teacher is None or ", " in by else f"-{args.losses[0]}")
-            student = trained(name, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed, queries, labels, validate_every=max(1, args.steps // 4))
+            student = trained(name, data, labels, starts[architecture], teacher, kd.Strategy(name, (stage,)), seed, validate_every=max(1, args.steps // 4))
             students.setdefault((architecture, by), []).append(student)
 
 
@@ -162,7 +161,7 @@ def main_table(tested: Tested) -> pd.DataFrame:
     """Prints and returns the measures of all students, with what they cost."""
     by_teachers = [tested.ranked(f"teacher-{i}", teacher) for i, teacher in enumerate(teachers)]
     runs = {"BM25": [tested.ranking], "teacher": [by_teachers[0]]}
-    if len(teachers) > 1:
+    if "ensemble" in taught:
         pairs = pd.MultiIndex.from_frame(by_teachers[0][["qid", "docno"]])
         mean_scores = np.mean([run.set_index(["qid", "docno"])["score"].loc[pairs] for run in by_teachers], axis=0)
         runs["ensemble"] = [pt.model.add_ranks(by_teachers[0].drop(columns="rank").assign(score=mean_scores))]
@@ -219,12 +218,11 @@ table = tables[args.collection]
 
 # 6. The figure
 figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-for by, marker in {"none": "o", "one": "s", "ensemble": "^"}.items():
+drawn = {by: style for by, style in {"none": ("o", "no teacher"), "one": ("s", "one teacher"), "ensemble": ("^", "ensemble")}.items() if by in taught}
+for by, (marker, label) in drawn.items():
     points = table[table["teacher"] == by]
-    if not len(points):
-        continue
-    axes.scatter(points["ms a query of 1,000"], points["nDCG@10"], marker=marker, label={"none": "no teacher", "one": "one teacher", "ensemble": "ensemble"}[by])
-for _, point in table[table["teacher"] == ("ensemble" if len(teachers) > 1 else "one")].iterrows():
+    axes.scatter(points["ms a query of 1,000"], points["nDCG@10"], marker=marker, label=label)
+for _, point in table[table["teacher"] == list(drawn)[-1]].iterrows():
     axes.annotate(point["architecture"], (point["ms a query of 1,000"], point["nDCG@10"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
 axes.axhline(table.loc[table["name"] == "BM25", "nDCG@10"].iloc[0], color="grey", linestyle=":", label="BM25")
 axes.set(xscale="log", xlabel="ms for a query with 1,000 candidates", ylabel="nDCG@10", title=args.collection)

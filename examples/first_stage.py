@@ -91,7 +91,7 @@ def kept_folder(args: argparse.Namespace, free: tuple[str, ...]) -> Path:
     folder, told = Path(args.out), {k: v for k, v in vars(args).items() if k not in ("out", *free)}
     folder.mkdir(parents=True, exist_ok=True)
     before = json.loads((folder / "arguments.json").read_text()) if (folder / "arguments.json").exists() else told
-    if differ := sorted(k for k in told if told[k] != before.get(k)):
+    if differ := sorted(k for k in told.keys() | before.keys() if told.get(k) != before.get(k)):
         raise SystemExit(f"{folder} holds what was done with another {', '.join('--' + k.replace('_', '-') for k in differ)}: pass a new --out.")
     (folder / "arguments.json").write_text(json.dumps(told))
     return folder
